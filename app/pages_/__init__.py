@@ -1,0 +1,1 @@
+"""One script per page; `app.navigation` lists them. (Not `pages/`: Streamlit scans that name.)"""

@@ -1,0 +1,83 @@
+"""The run folder that the browser was started on: what is in it, and what makes what is not."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import UserError, nearest
+from sae.base.files import read_json
+
+ENVIRONMENT = "LOUPE_RUN"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; see "Run folder" in `docs/architecture.md`."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def coders(self) -> list[str]:
+        """Names of the coders that were trained or indexed here; the indexed ones first."""
+        indexed = _folders_with(self.folder / "features", "index.json")
+        trained = _folders_with(self.folder / "coders", "cfg.json")
+        return indexed + [name for name in trained if name not in indexed]
+
+    def index(self, coder: str) -> Path:
+        return self.folder / "features" / coder
+
+    def coder(self, coder: str) -> Path:
+        return self.folder / "coders" / coder
+
+    def evaluation(self, coder: str) -> dict[str, Any] | None:
+        """The evaluation of a coder, or None if it has not been made."""
+        path = self.folder / "evaluation" / f"{coder}.json"
+        return read_json(path) if path.is_file() else None
+
+    def command(self, stage: str) -> str:
+        """The command that makes what `stage` makes."""
+        return f"sae {stage} {self.folder}"
+
+
+def _folders_with(parent: Path, file: str) -> list[str]:
+    if not parent.is_dir():
+        return []
+    return sorted(found.name for found in parent.iterdir() if (found / file).is_file())
+
+
+def find_run() -> Run:
+    """The run named in `LOUPE_RUN` or on the command line (after `--`).
+
+    Raises:
+        UserError: none was named, or it is not a folder with at least one coder.
+    """
+    given = os.environ.get(ENVIRONMENT) or next(iter(sys.argv[1:]), None)
+    if not given:
+        raise UserError(
+            "No run folder was given; start the browser with `sae browse RUN` "
+            f"(or set {ENVIRONMENT})."
+        )
+    return open_run(Path(given))
+
+
+def open_run(folder: Path) -> Run:
+    """The run in `folder`; see `find_run`."""
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(
+            f"{folder} is not a folder; give the folder of a run, such as runs/demo."
+            f"{nearest(folder.name, siblings)}"
+        )
+    run = Run(folder)
+    if not run.coders:
+        raise UserError(
+            f"{folder} holds no coder yet; make one with `sae run CONFIG.yaml`, or give the "
+            "folder of another run."
+        )
+    return run

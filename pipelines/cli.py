@@ -1,0 +1,196 @@
+"""The command `sae`. Options of a run are keys of `pipelines.config.RunConfig`, nowhere else."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import sae
+from pipelines.config import RunConfig
+from sae.base.config import describe, load_config
+from sae.base.errors import UserError
+
+STAGE_HELP = {
+    "harvest": "Run the model over the corpus and store its activations.",
+    "train": "Train the coders on the stored activations.",
+    "evaluate": "Measure the coders on held-out text.",
+    "index": "Build the feature index that the browser reads.",
+    "export": "Write each feature dictionary to one HDF5 file.",
+}
+EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True}
+DEMO = Path(__file__).parent / "demo.yaml"
+
+
+class SettingsCommand(click.Command):
+    """A command whose `--help` ends with the settings of its part of the configuration."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        parts = ("model", "corpus") if self.name in ("harvest", None) else ()
+        wanted = {self.name or "", *parts}
+        rows = [
+            (key, f"{text}  [{'default: ' + str(default) if default is not None else 'optional'}]")
+            for key, default, text in describe(RunConfig)
+            if self.name in ("run", "demo") or key.split(".")[0] in wanted or "." not in key
+        ]
+        with formatter.section("Settings, as key=value or --key value"):
+            formatter.write_dl([(key, text) for key, text in rows])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(sae.__version__, prog_name="sae")
+def cli() -> None:
+    """Loupe: from text to readable features of a GPT-2.
+
+    A RUN is a YAML configuration, or the folder of an earlier run.
+    """
+
+
+def _stage_command(name: str) -> click.Command:
+    @click.pass_context
+    def stage(context: click.Context, run: Path | None) -> None:
+        config = _config(run, context.args)
+        _execute(config, only=name, start=None, dry_run=False)
+
+    run_argument = click.Argument(["run"], type=click.Path(path_type=Path), required=False)
+    return SettingsCommand(
+        name,
+        callback=stage,
+        params=[run_argument],
+        help=STAGE_HELP[name],
+        context_settings=EXTRA,
+    )
+
+
+for _name in STAGE_HELP:
+    cli.add_command(_stage_command(_name))
+
+
+@cli.command("run", cls=SettingsCommand, context_settings=EXTRA)
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option("--from", "start", metavar="STAGE", help="Redo this stage and all behind it.")
+@click.option("--only", metavar="STAGE", help="Look at this stage alone.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.pass_context
+def run_command(
+    context: click.Context, run: Path | None, start: str | None, only: str | None, dry_run: bool
+) -> None:
+    """Do all stages of RUN that are not up to date."""
+    _execute(_config(run, context.args), only, start, dry_run)
+
+
+@cli.command("demo", cls=SettingsCommand, context_settings=EXTRA)
+@click.option("--browse/--no-browse", "open_browser", default=True, help="Open the browser after.")
+@click.pass_context
+def demo_command(context: click.Context, open_browser: bool) -> None:
+    """The whole job on the embedded model: minutes on a laptop, no download."""
+    config = _config(DEMO, context.args)
+    _execute(config, None, None, dry_run=False)
+    if open_browser:
+        from pipelines.browse import browse
+
+        sys.exit(browse(config.folder))
+
+
+@cli.command("browse")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs/demo"))
+@click.option("--port", default=8501, show_default=True, help="Port of the web page.")
+@click.option("--headless", is_flag=True, help="Do not open a browser window.")
+def browse_command(folder: Path, port: int, headless: bool) -> None:
+    """Open the feature browser on a run folder."""
+    from pipelines.browse import browse
+
+    sys.exit(browse(folder, port, headless))
+
+
+@cli.command("info")
+@click.argument("path", type=click.Path(path_type=Path))
+def info_command(path: Path) -> None:
+    """What a run folder, store, coder, index or export is."""
+    from pipelines.summary import print_info
+
+    print_info(path)
+
+
+@cli.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+def verify_command(path: Path) -> None:
+    """Read everything back; exit with 1 and a list if anything is wrong."""
+    from pipelines.verify import verify
+
+    problems = verify(path)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo(f"{path}: sound")
+
+
+def _config(run: Path | None, extra: Sequence[str]) -> RunConfig:
+    file = run
+    overrides = _overrides(extra)
+    if run is not None and "=" in str(run):  # a setting where the RUN could stand
+        file, overrides = None, [str(run), *overrides]
+    elif run is not None and run.is_dir():
+        file = run / "run.yaml"
+        if not file.exists():
+            raise UserError(f"{run} is no run folder: it has no run.yaml.")
+    return load_config(RunConfig, file, overrides)
+
+
+def _overrides(extra: Sequence[str]) -> list[str]:
+    """`--key value`, `--key=value` and `key=value`, all as `key=value`."""
+    found: list[str] = []
+    rest = list(extra)
+    while rest:
+        item = rest.pop(0)
+        if item.startswith("--") and "=" not in item:
+            if not rest:
+                raise UserError(f"The setting `{item}` needs a value.")
+            item = f"{item}={rest.pop(0)}"
+        found.append(item.removeprefix("--"))
+    return found
+
+
+def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bool) -> None:
+    from pipelines.manifest import Manifest
+    from pipelines.stages import plan, run_stages
+    from pipelines.summary import print_summary
+
+    todo = plan(config, Manifest.open(config.folder), only, start)
+    if dry_run:
+        for stage, coders in todo:
+            click.echo(f"would do {stage.name} {' '.join(c for c in coders if c)}".rstrip())
+    if not todo:
+        click.echo(f"{config.folder} is up to date.")
+    if dry_run:
+        return
+    run_stages(config, todo)
+    if only is None or only == "evaluate":
+        print_summary(config)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        cli(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+
+
+def _fail(sentence: str) -> None:
+    click.echo(f"sae: {sentence}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

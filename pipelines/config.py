@@ -1,0 +1,133 @@
+"""The configuration of a run: every option of every stage, declared once.
+
+`sae STAGE --help` is made from these declarations, and so is the check of a YAML file.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from sae.base.config import Section
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelConfig(Section):
+    name: str = Field("pocket", description="`pocket`, a folder in Hugging Face layout, or a hub id")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: the best there is")
+    dtype: str | None = Field(None, description="float32 or bfloat16; default: bfloat16 if native")
+
+
+class CorpusConfig(Section):
+    source: str = Field(
+        "python", description="`python`, a file, folder or glob, or hf:dataset[:split[:column]]"
+    )
+    column: str = Field("text", description="text column of .jsonl and .parquet files")
+    context: Count | None = Field(None, description="tokens per row; default: the model's context")
+    train_tokens: Count = Field(3_000_000, description="tokens to harvest for training")
+    heldout_tokens: Count = Field(1_000_000, description="tokens to harvest for evaluation")
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="share of documents held out"
+    )
+    seed: int = Field(0, description="decides which documents are held out")
+
+
+class HarvestConfig(Section):
+    sites: tuple[str, ...] = Field(
+        ("blocks.2.hook_resid_post",), min_length=1, description="hook points to read"
+    )
+    batch: Count = Field(32, description="sequences per forward pass")
+    compression: str = Field("none", description="none or zstd (8 % smaller, several times slower)")
+
+
+class CoderConfig(Section):
+    name: str = Field(description="name of its folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    architecture: str = Field("topk", description="topk, batchtopk or relu")
+    site: str | None = Field(None, description="one of harvest.sites; default: the first")
+    width: Count | None = Field(None, description="number of latents F; default: expansion x D")
+    expansion: Count = Field(16, description="latents per dimension, where width is not given")
+    k: Count | None = Field(None, description="active latents per token (topk, batchtopk)")
+    l1: float | None = Field(None, description="weight of the L1 penalty (relu)")
+    learning_rate: float | None = Field(None, description="default: the n^-1/2 rule")
+    seed: int = Field(0, description="of the initial weights")
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Hyperparameters that were given; the architecture says which it takes."""
+        return {k: v for k in ("k", "l1") if (v := getattr(self, k)) is not None}
+
+
+class TrainConfig(Section):
+    coders: tuple[CoderConfig, ...] = (CoderConfig(name="topk", k=32),)
+    tokens: Count = Field(8_000_000, description="tokens that each coder sees")
+    batch: Count = Field(4096, description="tokens per step")
+    warmup: Share = Field(0.05, description="share of steps in which the learning rate rises")
+    decay: Share = Field(0.3, description="share of steps, at the end, in which it falls to 0")
+    auxk_coefficient: float = Field(1 / 32, ge=0, description="weight of the dead latents' loss")
+    auxk_k: Count | None = Field(None, description="dead latents per token; default: D / 2")
+    dead_after: Count = Field(1_000_000, description="tokens without firing that make a latent dead")
+    seed: int = Field(0, description="of the order of the data")
+    window: Count = Field(64, description="chunks of 2 Ki rows that are shuffled together")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
+    wandb: str | None = Field(None, description="Weights & Biases project to log to as well")
+
+    @field_validator("coders")
+    @classmethod
+    def _names_differ(cls, coders: tuple[CoderConfig, ...]) -> tuple[CoderConfig, ...]:
+        names = [coder.name for coder in coders]
+        if not names:
+            raise ValueError("at least one coder is needed")
+        if len(set(names)) < len(names):
+            raise ValueError(f"the coders' names must differ, they are {', '.join(names)}")
+        return coders
+
+
+class EvaluateConfig(Section):
+    tokens: Count = Field(1_000_000, description="held-out tokens for reconstruction and density")
+    loss_tokens: Count = Field(65_536, description="held-out tokens for the language model's loss")
+    seed: int = Field(0, description="of the bootstrap and the random control")
+
+
+class IndexConfig(Section):
+    tokens: Count = Field(1_500_000, description="tokens whose activations are indexed")
+
+
+class ExportConfig(Section):
+    format: str = Field("hdf5", pattern="^hdf5$", description="hdf5")
+    features: str | None = Field(
+        None, description="which features: ids, label:TEXT, density>1e-4, @filter.json"
+    )
+
+
+class RunConfig(Section):
+    """A whole run. `folder` receives everything that is made."""
+
+    folder: Path = Field(Path("runs/demo"), description="where everything is written")
+    model: ModelConfig = ModelConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    harvest: HarvestConfig = HarvestConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    index: IndexConfig = IndexConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _sites_are_harvested(self) -> "RunConfig":
+        for coder in self.train.coders:
+            if coder.site is not None and coder.site not in self.harvest.sites:
+                raise ValueError(
+                    f"coder `{coder.name}` reads `{coder.site}`, which is not in harvest.sites"
+                )
+        return self
+
+    def site_of(self, coder: CoderConfig) -> str:
+        return coder.site or self.harvest.sites[0]
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "activations.zarr"
+
+    def coder_folder(self, name: str) -> Path:
+        return self.folder / "coders" / name

@@ -1,0 +1,17 @@
+"""Stage export: the feature dictionary as one HDF5 file."""
+
+from typing import Any
+
+from pipelines.config import RunConfig
+from sae.io.hdf5 import export_dictionary
+
+
+def run(config: RunConfig, name: str) -> dict[str, Any]:
+    """Writes `export/<name>.h5`."""
+    path = export_dictionary(
+        config.folder / "features" / name,
+        config.coder_folder(name),
+        config.folder / "export" / f"{name}.h5",
+        features=config.export.features,
+    )
+    return {"bytes": path.stat().st_size}

@@ -1,0 +1,32 @@
+"""Stage index: which tokens fire each feature, and what the browser and the export read."""
+
+from typing import Any
+
+from pipelines.config import RunConfig
+from pipelines.evaluate import check_same_model
+from pipelines.progress import progress
+from sae.base.files import read_json
+from sae.coders import load_coder
+from sae.features import build_index
+from sae.lm import load_lm
+from sae.store import ActivationStore
+
+
+def run(config: RunConfig, name: str) -> dict[str, Any]:
+    """Makes `features/<name>/`, or goes on with it."""
+    store = ActivationStore.open(config.store)
+    coder = load_coder(config.coder_folder(name))
+    lm = load_lm(config.model.name, "cpu", "float32")
+    check_same_model(store, lm.hash, config)
+    with progress(f"index {name}", 1.0, unit="runs") as update:
+        folder = build_index(
+            coder,
+            store,
+            config.folder / "features" / name,
+            lm=lm,
+            tokens=config.index.tokens,
+            name=name,
+            progress=update,
+        )
+    meta = read_json(folder / "index.json")
+    return {"tokens": meta["tokens"], "d_sae": meta["d_sae"]}

@@ -1,0 +1,105 @@
+"""Stage train: the store's shuffled activations -> coders in SAELens's folder format."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sae
+from pipelines.config import CoderConfig, RunConfig
+from pipelines.progress import progress
+from sae.base.devices import default_device
+from sae.base.files import sha256_json
+from sae.coders import make_coder, save_coder
+from sae.lm.assets import POCKET
+from sae.store import ActivationStore, ShuffledReader
+from sae.training import CoderTrainer, Settings, train
+from sae.training.checkpoint import remove_checkpoint
+
+
+def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Trains the named coders on one stream; each sees `train.tokens` tokens."""
+    store = ActivationStore.open(config.store)
+    wanted = [coder for coder in config.train.coders if coder.name in names]
+    steps = max(1, config.train.tokens // config.train.batch)
+    trainers = [_trainer(config, coder, store, steps) for coder in wanted]
+    sites = sorted({trainer.site for trainer in trainers})
+    reader = ShuffledReader(
+        store,
+        sites,
+        config.train.batch,
+        seed=config.train.seed,
+        window=config.train.window,
+    )
+    folder = config.folder / "coders"
+    fingerprint = sha256_json(
+        [config.train.model_dump(), [c.name for c in wanted], store.attributes]
+    )
+    with progress("train " + ", ".join(names), steps * config.train.batch) as update:
+        facts = train(
+            trainers,
+            reader,
+            folder,
+            steps,
+            fingerprint=fingerprint,
+            checkpoint_seconds=config.train.checkpoint_seconds,
+            wandb_project=config.train.wandb,
+            on_step=lambda step: update(step * config.train.batch),
+        )
+    for trainer in trainers:
+        coder = trainer.finished_coder()
+        coder.metadata = _metadata(config, trainer, store)
+        save_coder(coder, folder / trainer.name)
+    remove_checkpoint(folder, trainers)
+    return facts
+
+
+def _trainer(
+    config: RunConfig, wanted: CoderConfig, store: ActivationStore, steps: int
+) -> CoderTrainer:
+    site = config.site_of(wanted)
+    store.check_site(site)
+    d_in = store.width[site]
+    coder = make_coder(
+        wanted.architecture, d_in, wanted.width or wanted.expansion * d_in, **wanted.options
+    )
+    options = config.train
+    settings = Settings(
+        steps=steps,
+        batch=options.batch,
+        learning_rate=wanted.learning_rate,
+        warmup=options.warmup,
+        decay=options.decay,
+        auxk_coefficient=options.auxk_coefficient,
+        auxk_k=options.auxk_k,
+        dead_after=options.dead_after,
+        seed=wanted.seed,
+    )
+    device = config.model.device or default_device()
+    return CoderTrainer(wanted.name, coder, site, store.stats(site), settings, device)
+
+
+def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:
+    """SAELens's metadata, and under `loupe` where this coder came from."""
+    model = dict(store.spec.model)
+    name = "loupe-pocket-gpt2" if model["name"] == POCKET else model["name"]
+    return {
+        "model_name": name,
+        "model_class_name": "HookedTransformer",
+        "hook_name": trainer.site,
+        "hook_head_index": None,
+        "context_size": store.context,
+        "prepend_bos": True,
+        "seqpos_slice": [1, None],
+        "dataset_path": config.corpus.source,
+        "model_from_pretrained_kwargs": {},
+        "loupe": {
+            "version": sae.__version__,
+            "trained_as": trainer.coder.architecture,
+            "settings": vars(trainer.settings),
+            "learning_rate": trainer.settings.peak_rate(trainer.coder.d_sae),
+            "model": model,
+            "corpus": store.spec.corpus,
+            "tokenizer_hash": store.spec.tokenizer_hash,
+            "harvested_as": store.spec.harvested_as,
+            "scale": trainer.scale,
+        },
+    }

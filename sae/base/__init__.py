@@ -1,0 +1,1 @@
+"""Ground floor: errors, files, configuration. Nothing here knows what a model is."""

@@ -1,0 +1,88 @@
+"""Files that are either whole or absent, and hashes that say what is in them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sae.base.errors import UserError
+
+
+def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
+    """Calls `write(file)` on a partial file beside `path`, then renames it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    return atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path | str, value: object) -> Path:
+    """Strict JSON (no NaN), readable by a person."""
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; it was expected to be a JSON file.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); make it again.") from None
+
+
+def sha256_file(path: Path | str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hash of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sha256_tree(folder: Path | str, pattern: str = "**/*") -> str:
+    """Hash of every file below `folder` that matches `pattern`: names and contents."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        digest.update(sha256_file(path).encode())
+    return digest.hexdigest()
+
+
+def human_bytes(size: float) -> str:
+    """`1536` -> `"1.5 KB"` (powers of 1024)."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
+def require_free_space(folder: Path | str, needed: int, what: str) -> None:
+    """Refuses, before any work, to start what the disk cannot hold (with 5 % to spare)."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed * 1.05 > free:
+        raise UserError(
+            f"{what} needs {human_bytes(needed)} in {folder}, where {human_bytes(free)} are free; "
+            "ask for fewer tokens or sites, or choose another folder."
+        )

@@ -1,0 +1,55 @@
+"""BatchTopK: k latents per token on average, shared out over the batch by size.
+
+Bussmann, Leask & Nanda 2024, "BatchTopK Sparse Autoencoders". A single token has no batch, so
+inference uses a threshold: the running mean of the smallest activation that was kept. It is
+saved as a JumpReLU coder with that threshold for every latent.
+"""
+
+import torch
+from torch import Tensor
+
+from sae.coders.contract import Coder, Forward, check_k
+from sae.coders.jumprelu import JumpReLU
+from sae.kernels import Kernels, Support, select_batchtopk, select_positive
+
+THRESHOLD_DECAY = 0.99  # of the running mean, per training step
+
+
+class BatchTopK(Coder):
+    """codes = ReLU(the B*k largest pre-activations of a batch of B tokens)."""
+
+    architecture = "batchtopk"
+    hyperparameters = ("k",)
+    uses_auxk = True
+    threshold: Tensor
+
+    def __init__(self, d_in: int, d_sae: int, k: int = 32) -> None:
+        check_k(k, d_sae)
+        super().__init__(d_in, d_sae)
+        self.k = k
+        self.register_buffer("threshold", torch.tensor(-1.0))  # negative: no batch seen yet
+
+    def select(self, centred_BD: Tensor) -> Support:
+        return select_positive(centred_BD, self.W_enc_FD, self.b_enc_F, self.threshold)
+
+    def training_forward(
+        self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
+    ) -> Forward:
+        centred_BD = x_BD - self.b_dec_D.detach()
+        support, smallest = select_batchtopk(
+            centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates
+        )
+        with torch.no_grad():
+            first = self.threshold < 0
+            self.threshold.lerp_(
+                torch.full_like(self.threshold, smallest), 1.0 if first else 1 - THRESHOLD_DECAY
+            )
+        return self._sparse_forward(x_BD, support, kernels)
+
+    def for_inference(self) -> JumpReLU:
+        out = JumpReLU(self.d_in, self.d_sae)
+        out.load_saved(
+            {**self.saved_tensors(), "threshold": self.threshold.clamp(min=0).expand(self.d_sae)}
+        )
+        out.metadata = dict(self.metadata)
+        return out

@@ -1,0 +1,148 @@
+"""What every coder is: an encoder and a decoder over one dictionary, and a training forward.
+
+    encode:  codes = σ((x − b_dec) W_encᵀ + b_enc)      only σ differs between architectures
+    decode:  x̂ = Σ_i codes_i · W_dec[i] + b_dec
+
+Weights are kept latent-major, (F, D): a latent's encoder and decoder are one contiguous row
+each, which is what sparse kernels read and what per-row optimisers write.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sae.base.errors import UserError
+from sae.kernels import Codes, Kernels, Support, get_kernels
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One training forward pass: the reconstruction, its codes, and what the loss adds to MSE."""
+
+    x_hat_BD: Tensor
+    codes: Codes
+    penalty: Tensor | None = None  # scalar, in the units of ‖x − x̂‖² / D
+
+
+class Coder(nn.Module, ABC):
+    """A sparse coder of activations x (B, D) with F latents.
+
+    `architecture` is the name under which `make_coder` finds it. A coder in training sees
+    activations in normalised units; `folded` gives the one that takes them raw.
+    """
+
+    architecture: ClassVar[str]
+    hyperparameters: ClassVar[tuple[str, ...]] = ()  # names of constructor arguments to save
+    uses_auxk: ClassVar[bool] = False
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        if d_in < 1 or d_sae < 1:
+            raise UserError(f"A coder needs positive widths; got d_in={d_in}, d_sae={d_sae}.")
+        self.d_in, self.d_sae = d_in, d_sae
+        self.W_enc_FD = nn.Parameter(torch.zeros(d_sae, d_in))
+        self.b_enc_F = nn.Parameter(torch.zeros(d_sae))
+        self.W_dec_FD = nn.Parameter(torch.zeros(d_sae, d_in))
+        self.b_dec_D = nn.Parameter(torch.zeros(d_in))
+        self.metadata: dict[str, Any] = {}
+
+    # -- what an architecture defines -------------------------------------------------------
+
+    @abstractmethod
+    def select(self, centred_BD: Tensor) -> Support:
+        """The latents that are active at inference, by full-precision scores. No gradient."""
+
+    @abstractmethod
+    def training_forward(
+        self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
+    ) -> Forward:
+        """Forward pass with gradients; `candidates` is the precision that selection may use."""
+
+    def for_inference(self) -> "Coder":
+        """The coder that is saved: itself, unless training and inference differ."""
+        return self
+
+    def scale_units(self, factor: float) -> None:
+        """Multiplies everything measured in units of activations (thresholds) by `factor`."""
+
+    # -- what all share ---------------------------------------------------------------------
+
+    def encode(self, x_BD: Tensor) -> Codes:
+        """Codes of activations (B, D), in the coder's dtype."""
+        if x_BD.ndim != 2 or x_BD.shape[1] != self.d_in:
+            raise UserError(
+                f"`x_BD` has shape {tuple(x_BD.shape)}; this coder reads (rows, {self.d_in})."
+            )
+        x_BD = x_BD.to(self.W_enc_FD.dtype)
+        support = self.select(x_BD - self.b_dec_D)
+        return self._codes_at(x_BD, support, get_kernels())
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Reconstruction (B, D)."""
+        return get_kernels().decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return self.decode(self.encode(x_BD))
+
+    def initialise(self, mean_D: Tensor, generator: torch.Generator) -> None:
+        """Unit decoder rows in random directions, the encoder as their transpose, b_dec the mean.
+
+        Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.2 and appendix A.
+        """
+        with torch.no_grad():
+            rows = torch.randn(self.d_sae, self.d_in, generator=generator)
+            self.W_dec_FD.copy_(F.normalize(rows, dim=1))
+            self.W_enc_FD.copy_(self.W_dec_FD)
+            self.b_enc_F.zero_()
+            self.b_dec_D.copy_(mean_D)
+
+    def folded(self, scale: float) -> "Coder":
+        """The coder for raw x, given that this one was trained on `scale * x`.
+
+        With all of b_enc, b_dec and thresholds divided by `scale`, pre-activations are those of
+        training divided by `scale`, and so is the reconstruction: exact, decoder rows stay of
+        unit norm, and activations come in the units of the residual stream.
+        """
+        out = copy.deepcopy(self.for_inference())
+        with torch.no_grad():
+            out.b_enc_F /= scale
+            out.b_dec_D /= scale
+        out.scale_units(1 / scale)
+        return out.requires_grad_(False).eval()
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Tensors in the layout of SAELens: encoder [d_in, d_sae], decoder [d_sae, d_in]."""
+        return {
+            "W_enc": self.W_enc_FD.detach().T.contiguous(),
+            "b_enc": self.b_enc_F.detach().contiguous(),
+            "W_dec": self.W_dec_FD.detach().contiguous(),
+            "b_dec": self.b_dec_D.detach().contiguous(),
+        }
+
+    def load_saved(self, tensors: Mapping[str, Tensor]) -> Self:
+        with torch.no_grad():
+            self.W_enc_FD.copy_(tensors["W_enc"].T)
+            self.b_enc_F.copy_(tensors["b_enc"])
+            self.W_dec_FD.copy_(tensors["W_dec"])
+            self.b_dec_D.copy_(tensors["b_dec"])
+        return self
+
+    def _codes_at(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Codes:
+        pre_N = kernels.encode_at(x_BD, self.b_dec_D, self.W_enc_FD, self.b_enc_F, support)
+        return Codes(torch.relu(pre_N), support)
+
+    def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
+        codes = self._codes_at(x_BD, support, kernels)
+        x_hat_BD = kernels.decode(codes.acts_N, self.W_dec_FD, support) + self.b_dec_D
+        return Forward(x_hat_BD, codes)
+
+
+def check_k(k: int, d_sae: int) -> None:
+    if not 1 <= k <= d_sae:
+        raise UserError(f"k is {k}; it must lie between 1 and the dictionary's width, {d_sae}.")

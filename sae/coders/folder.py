@@ -1,0 +1,102 @@
+"""A coder on disk: SAELens's `cfg.json` + `sae_weights.safetensors`, with our provenance inside.
+
+SAELens 6 loads these folders as they are. Extra keys of `metadata` survive there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from sae.base.errors import UserError
+from sae.base.files import atomic_write, read_json, sha256_file, write_json
+from sae.coders.contract import Coder
+from sae.coders.registry import ARCHITECTURES, make_coder
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SAE_LENS = "6.54.12"  # the version of the format; without one, SAELens reads the legacy flat form
+SAVED_AS = {"relu": "standard"}
+LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
+
+
+def save_coder(coder: Coder, folder: Path | str) -> Path:
+    """Writes a coder that takes raw activations. Weights first, so a `cfg.json` means whole."""
+    folder = Path(folder)
+    tensors = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
+    atomic_write(folder / WEIGHTS, lambda file: file.write(save(tensors)))
+    write_json(folder / CONFIG, _config(coder))
+    return folder
+
+
+def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
+    """Opens a folder in SAELens's format. Raises `UserError` for what Loupe cannot honour."""
+    folder = Path(folder)
+    if not (folder / CONFIG).exists():
+        raise UserError(
+            f"There is no coder in {folder} ({CONFIG} is missing); make one with `sae train`."
+        )
+    config = read_json(folder / CONFIG)
+    _refuse_what_changes_meaning(config, folder)
+    saved_as = str(config.get("architecture"))
+    architecture = LOADED_AS.get(saved_as, saved_as)
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{folder} holds a `{saved_as}` coder; Loupe reads {', '.join(ARCHITECTURES)}."
+        )
+    options = {k: config[k] for k in ARCHITECTURES[architecture].hyperparameters if k in config}
+    coder = make_coder(architecture, int(config["d_in"]), int(config["d_sae"]), **options)
+    try:
+        coder.load_saved(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise UserError(f"The weights in {folder} cannot be read: {error}") from None
+    coder.metadata = dict(config.get("metadata", {}))
+    return coder.requires_grad_(False).eval().to(torch.device(device))
+
+
+def coder_hash(folder: Path | str) -> str:
+    """Identity of a coder: the hash of its weights file."""
+    return sha256_file(Path(folder) / WEIGHTS)
+
+
+def _config(coder: Coder) -> dict[str, Any]:
+    extra = {name: getattr(coder, name) for name in coder.hyperparameters}
+    if coder.architecture == "topk":
+        extra["rescale_acts_by_decoder_norm"] = False
+    return {
+        "architecture": SAVED_AS.get(coder.architecture, coder.architecture),
+        "d_in": coder.d_in,
+        "d_sae": coder.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **extra,
+        "metadata": {
+            "sae_lens_version": SAE_LENS,
+            "sae_lens_training_version": None,
+            **coder.metadata,
+        },
+    }
+
+
+def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path) -> None:
+    """Settings that would make plain decoding silently wrong are an error, not a warning."""
+    expected = {"apply_b_dec_to_input": True, "normalize_activations": "none"}
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise UserError(
+                f"{folder} was saved with {key}={config[key]!r}; Loupe reads {key}={value!r} only."
+            )
+    if config.get("rescale_acts_by_decoder_norm"):
+        raise UserError(
+            f"{folder} was saved with rescale_acts_by_decoder_norm; fold the decoder norms first."
+        )
+    loading = config.get("metadata", {}).get("model_from_pretrained_kwargs") or {}
+    if loading.get("center_writing_weights"):
+        raise UserError(
+            f"{folder} expects a mean-centred residual stream (center_writing_weights), which "
+            "plain GPT-2 activations are not; Loupe does not read such coders."
+        )

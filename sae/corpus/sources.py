@@ -1,0 +1,155 @@
+"""Where text comes from: `python`, local files, or a Hugging Face dataset.
+
+A source is an iterator of documents in a fixed order, and a description that goes into every
+manifest made from it.
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sae.base.errors import UserError, nearest
+
+Split = Literal["train", "heldout"]
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. Documents of one `group` always fall into the same split."""
+
+    id: str
+    title: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named source; `documents()` starts a new pass over it, in the same order each time."""
+
+    spec: str
+    documents: Callable[[], Iterator[Document]]
+    description: dict[str, Any]
+
+
+def split_of(document: Document, heldout_share: float, seed: int = 0) -> Split:
+    """The document's split: a hash of its group, so it never depends on order or on budgets."""
+    digest = hashlib.sha256(f"{seed}:{document.group}".encode()).digest()
+    return "heldout" if int.from_bytes(digest[:8]) < heldout_share * 2**64 else "train"
+
+
+def open_corpus(spec: str, column: str = "text") -> Corpus:
+    """Opens `python`, a path (file, folder or glob), or `hf:dataset[:split[:column]]`.
+
+    `column` names the text field of JSON lines and parquet files. Raises `UserError` when
+    nothing is found.
+    """
+    if spec == "python":
+        from sae.corpus import python_source
+
+        versions = python_source.describe()
+        return Corpus(spec, python_source.documents, {"source": spec, "versions": versions})
+    if spec.startswith("hf:"):
+        return _hugging_face(spec)
+    paths = _local_paths(spec)
+    files = {str(path): path.stat().st_size for path in paths}
+    description = {"source": spec, "column": column, "files": files}
+    return Corpus(spec, lambda: _read_all(paths, column), description)
+
+
+def _local_paths(spec: str) -> list[Path]:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    else:
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+    if not found:
+        raise UserError(
+            f"The corpus `{spec}` was not found; give `python`, a file, folder or glob of "
+            f"{', '.join(SUFFIXES)} files, or `hf:dataset:split:column`."
+        )
+    for file in found:
+        if file.suffix not in SUFFIXES:
+            raise UserError(
+                f"{file} is no corpus file: its ending must be one of {', '.join(SUFFIXES)}."
+            )
+    return found
+
+
+def _read_all(paths: list[Path], column: str) -> Iterator[Document]:
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    for path in paths:
+        if path.suffix in readers:
+            yield from readers[path.suffix](path, column)
+        else:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            yield Document(str(path), path.name, text, str(path))
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                where = f"Line {number + 1} of {path}"
+                raise UserError(f"{where} is not valid JSON ({error}); mend or drop it.") from None
+            yield _from_record(record, column, f"{path}#{number}")
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[Document]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    wanted = [name for name in (column, "title", "id") if name in names]
+    _check_column(column, names, str(path))
+    number = 0
+    for batch in file.iter_batches(batch_size=64, columns=wanted):
+        for record in batch.to_pylist():
+            yield _from_record(record, column, f"{path}#{number}")
+            number += 1
+
+
+def _hugging_face(spec: str) -> Corpus:
+    name, split, column = (*spec.removeprefix("hf:").split(":"), "", "")[:3]
+    split, column = split or "train", column or "text"
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"The corpus `{spec}` needs the `datasets` package: pip install 'loupe-sae[datasets]'."
+        ) from None
+
+    def documents() -> Iterator[Document]:
+        try:
+            stream = datasets.load_dataset(name, split=split, streaming=True)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(
+                f"The dataset `{name}` (split `{split}`) could not be opened: {error}"
+            ) from None
+        for number, record in enumerate(stream):
+            yield _from_record(record, column, f"{name}#{number}")
+
+    return Corpus(spec, documents, {"source": spec, "split": split, "column": column})
+
+
+def _from_record(record: dict[str, Any], column: str, identity: str) -> Document:
+    _check_column(column, record, identity)
+    title = str(record.get("title") or identity)
+    return Document(str(record.get("id") or identity), title, str(record[column] or ""), identity)
+
+
+def _check_column(column: str, names: Any, where: str) -> None:
+    if column not in names:
+        raise UserError(
+            f"{where} has no column `{column}`; it has {', '.join(map(str, names))}."
+            + nearest(column, map(str, names))
+        )

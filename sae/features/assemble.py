@@ -1,0 +1,157 @@
+"""Puts an index together from codes in row order and the decoder's effects: numpy alone."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae import __version__
+from sae.base.files import sha256_file, write_json
+from sae.features import layout
+from sae.features.labels import label_features
+from sae.features.scatter import scatter
+from sae.features.statistics import feature_statistics
+from sae.features.vocabulary import Vocabulary
+
+Progress = Callable[[str, int, int], object]
+"""Called as progress(what, done, total)."""
+
+
+@dataclass(frozen=True)
+class DecoderEffects:
+    """What the weights alone say of each latent (see `sae.features.effects`); numpy arrays.
+
+    Token lists are (F, 10), neighbours (F, up to 10) with -1 where there is none, histograms
+    (F, BINS + 1) and (F, BINS).
+    """
+
+    promoted_ids: np.ndarray
+    promoted_logits: np.ndarray
+    suppressed_ids: np.ndarray
+    suppressed_logits: np.ndarray
+    decoder_norm: np.ndarray
+    enc_dec_cosine: np.ndarray
+    logit_edges: np.ndarray
+    logit_counts: np.ndarray
+    decoder_ids: np.ndarray
+    decoder_cos: np.ndarray
+    encoder_ids: np.ndarray
+    encoder_cos: np.ndarray
+
+    def save(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "DecoderEffects":
+        with np.load(path) as file:
+            return cls(**dict(file))
+
+
+@dataclass(frozen=True)
+class RowCodes:
+    """Codes in row order: firings of row r are `row_indptr[r]` to `row_indptr[r + 1]`."""
+
+    row_indptr: np.ndarray
+    features_N: np.ndarray
+    acts_N: np.ndarray
+    counts_F: np.ndarray
+
+
+def assemble(
+    partial: Path,
+    folder: Path,
+    codes: RowCodes,
+    effects: DecoderEffects,
+    vocabulary: Vocabulary,
+    documents: pd.DataFrame,
+    meta: dict[str, Any],
+    progress: Progress | None = None,
+) -> Path:
+    """Writes every file into `partial` and renames it to `folder`.
+
+    `partial` already holds `tokens.npy`, and the files of `codes` if they are on disk there.
+    `meta` is `index.json` without what is known here (sizes, time, version, hashes). Notes
+    (`notes.sqlite3`) of an index that is replaced are carried over.
+    """
+    say = progress or (lambda what, done, total: None)
+    tokens_ST = np.load(partial / layout.TOKENS, mmap_mode="r")
+    say("sorting by feature", 0, 3)
+    scatter(partial, codes.row_indptr, codes.features_N, codes.acts_N, codes.counts_F)
+    _save_unless_there(partial / layout.ROW_INDPTR, codes.row_indptr)
+    _save_unless_there(partial / layout.ROW_FEATURES, codes.features_N)
+    indptr = np.load(partial / layout.INDPTR)
+    rows = np.load(partial / layout.ROWS, mmap_mode="r" if indptr[-1] else None)
+    acts = np.load(partial / layout.ACTS, mmap_mode="r" if indptr[-1] else None)
+    say("statistics", 1, 3)
+    table, edges, counts = feature_statistics(indptr, rows, acts, tokens_ST)
+    _savez(partial / layout.ACTIVATION_HISTOGRAM, edges=edges, counts=counts)
+    _savez(partial / layout.LOGIT_HISTOGRAM, edges=effects.logit_edges, counts=effects.logit_counts)
+    names = ("decoder_ids", "decoder_cos", "encoder_ids", "encoder_cos")
+    _savez(partial / layout.NEIGHBOURS, **{name: getattr(effects, name) for name in names})
+    for name in ("promoted", "suppressed"):
+        table[f"{name}_ids"] = list(getattr(effects, f"{name}_ids"))
+        table[f"{name}_logits"] = list(getattr(effects, f"{name}_logits"))
+    table["decoder_norm"] = effects.decoder_norm
+    table["enc_dec_cosine"] = effects.enc_dec_cosine
+    say("labels", 2, 3)
+    labels = label_features(
+        indptr, rows, acts, tokens_ST, table, vocabulary, documents, meta["splits"]
+    )
+    for at, name in enumerate(labels.columns, start=1):
+        table.insert(at, name, labels[name])
+    table.to_parquet(partial / layout.FEATURES, index=False)
+    documents.to_parquet(partial / layout.DOCUMENTS, index=False)
+    vocabulary.write(partial / layout.VOCABULARY)
+    _write_meta(partial, meta, len(indptr) - 1, tokens_ST.shape)
+    say("done", 3, 3)
+    return _put_in_place(partial, folder)
+
+
+def _write_meta(partial: Path, meta: dict[str, Any], width: int, shape: tuple[int, ...]) -> None:
+    sequences, context = shape
+    sizes = {"d_sae": width, "context": context, "sequences": sequences}
+    about = {
+        "schema": layout.SCHEMA,
+        **meta,
+        **sizes,
+        "tokens": sequences * (context - 1),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "loupe_version": __version__,
+        "self": {name: sha256_file(partial / name) for name in layout.FILES},
+    }
+    write_json(partial / layout.META, about)
+
+
+def _put_in_place(partial: Path, folder: Path) -> Path:
+    """Renames `partial` to `folder`; what lay there goes, but for the user's notes."""
+    for path in partial.iterdir():
+        if path.name != layout.META and path.name not in layout.FILES:
+            path.unlink()
+    if folder.exists():
+        for path in folder.glob(layout.NOTES + "*"):
+            shutil.copy2(path, partial / path.name)
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, folder)
+    return folder
+
+
+def _save_unless_there(path: Path, array: np.ndarray) -> None:
+    if not path.exists():
+        np.save(path, array)
+
+
+def _savez(path: Path, **arrays: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

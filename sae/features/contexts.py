@@ -1,0 +1,201 @@
+"""What stands around a row, for the rules of automatic labels; and fair samples of rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from sae.features.token_classes import TokenFacts
+from sae.features.windows import window_hashes
+
+REACH = 12
+"""How far "some tokens before" looks back."""
+MOST_KINDS = 8
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """M rows as a rule sees them; token numbers int64, `NONE` beyond the packed row.
+
+    `recent` (M, REACH): the tokens before, nearest first; `line`: first token of the current line
+    that is not white space; `kind`: number of the document's kind.
+    """
+
+    current: np.ndarray
+    following: np.ndarray
+    recent: np.ndarray
+    line: np.ndarray
+    kind: np.ndarray
+    position: np.ndarray
+
+    @property
+    def previous(self) -> np.ndarray:
+        return self.recent[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Contexts":
+        return Contexts(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+class Text:
+    """The indexed tokens, with what rules need to know of each row, and rows by token."""
+
+    def __init__(self, tokens_ST: np.ndarray, facts: TokenFacts, documents: pd.DataFrame):
+        self.tokens_ST = np.asarray(tokens_ST)
+        self.facts = facts
+        self.context = tokens_ST.shape[1]
+        self.kinds, document_kinds = document_kind(documents)
+        starts = documents["start"].to_numpy()
+        lengths = np.diff(np.append(starts, tokens_ST.size))
+        lengths[0] += starts[0]
+        self.kind_R = np.repeat(document_kinds, lengths)
+        self.line_R = line_starts(self.tokens_ST, facts).reshape(-1)
+
+    def at(self, rows_M: np.ndarray) -> Contexts:
+        """The contexts of any rows."""
+        rows_M = np.asarray(rows_M, np.int64)
+        position = rows_M % self.context
+        flat = self.tokens_ST.reshape(-1)
+        back = position[:, None] - np.arange(1, REACH + 1)
+        recent = flat[np.maximum(rows_M[:, None] - np.arange(1, REACH + 1), 0)].astype(np.int64)
+        following = flat[np.minimum(rows_M + 1, len(flat) - 1)].astype(np.int64)
+        line_at = self.line_R[rows_M]
+        return Contexts(
+            flat[rows_M].astype(np.int64),
+            np.where(position + 1 < self.context, following, NONE),
+            np.where(back > 0, recent, NONE),  # BOS is not text
+            np.where(line_at >= 0, flat[rows_M - position + line_at].astype(np.int64), NONE),
+            self.kind_R[rows_M],
+            position,
+        )
+
+
+class RowsByToken:
+    """The rows of one split in which each token stands (position 0 left out)."""
+
+    def __init__(self, tokens_ST: np.ndarray, sequences: tuple[int, int], vocabulary_size: int):
+        start, stop = sequences
+        self.context = tokens_ST.shape[1]
+        flat = np.asarray(tokens_ST[start:stop]).reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        order = order[order % self.context > 0]
+        self.rows = order + start * self.context
+        counts = np.bincount(flat[order], minlength=vocabulary_size)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.first, self.last = start * self.context, stop * self.context
+
+    def draw_like(self, tokens_M: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each token a random row of the split in which it stands (none: left out)."""
+        start, stop = self.starts[tokens_M], self.starts[tokens_M + 1]
+        found = stop > start
+        start, stop = start[found], stop[found]
+        return self.rows[start + (rng.random(len(start)) * (stop - start)).astype(np.int64)]
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Random rows of the split."""
+        return self.rows[rng.integers(0, len(self.rows), n)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Contexts in which a feature fires (the first `weights` of them) and in which it is silent.
+
+    `weights`: of the positives, their activation over the mean of the sample's.
+    """
+
+    contexts: Contexts
+    weights: np.ndarray
+
+    def take(self, chosen_M: np.ndarray) -> "Sample":
+        """The sample of the chosen rows (M,) bool."""
+        return Sample(self.contexts[chosen_M], self.weights[chosen_M[: len(self.weights)]])
+
+    @property
+    def fires(self) -> np.ndarray:
+        return np.arange(len(self.contexts)) < len(self.weights)
+
+
+def draw_sample(
+    text: Text,
+    by_token: RowsByToken,
+    rows_N: np.ndarray,
+    acts_N: np.ndarray,
+    threshold: float,
+    n: int,
+    strongest: int,
+    rng: np.random.Generator,
+) -> Sample | None:
+    """A sample of one split; None if the feature never fires at or above `threshold` in it.
+
+    Positives: the `strongest` of the firings at or above `threshold` and random others, duplicate
+    contexts folded. Negatives are rows where the feature is wholly silent, from as many draws of
+    each sort: any rows; rows with the positives' tokens; rows after the tokens that stand before
+    the positives (half as many). A draw in which the feature fires is dropped, not replaced, so
+    that hard negatives are as frequent as the corpus has them.
+    """
+    begin, end = np.searchsorted(rows_N, [by_token.first, by_token.last])
+    own_rows, own_acts = rows_N[begin:end], acts_N[begin:end]
+    strong = np.flatnonzero(own_acts >= threshold)
+    if len(strong) > n:
+        order = rng.permutation(strong)
+        if strongest:
+            top = strong[np.argpartition(own_acts[strong], -strongest)[-strongest:]]
+            order = np.concatenate([top, order])
+        strong = order[: 2 * n]
+    if not len(strong):
+        return None
+    hashes = window_hashes(text.tokens_ST, own_rows[strong], 4)
+    strong = strong[np.sort(np.unique(hashes, return_index=True)[1])[:n]]
+    positive = own_rows[strong].astype(np.int64)
+    flat = text.tokens_ST.reshape(-1)
+    like = rng.permutation(positive)
+    draws = np.concatenate(
+        [
+            by_token.draw(len(positive), rng),
+            by_token.draw_like(flat[like].astype(np.int64), rng),
+            by_token.draw_like(flat[like[::2] - 1].astype(np.int64), rng) + 1,
+        ]
+    )
+    draws = draws[(draws % text.context > 0) & (draws < by_token.last)]
+    at = np.minimum(np.searchsorted(own_rows, draws), len(own_rows) - 1)
+    silent = draws[own_rows[at] != draws]
+    weights = own_acts[strong].astype(np.float64)
+    contexts = text.at(np.concatenate([positive, silent]))
+    return Sample(contexts, weights / weights.mean())
+
+
+def document_kind(documents: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """(names of kinds, kind number of each document), from ids that end in `:kind`.
+
+    A corpus with more than `MOST_KINDS` endings, or with none, has no kinds: all are `NONE`.
+    """
+    endings = [id_.rpartition(":")[2] if ":" in id_ else "" for id_ in documents["id"]]
+    names = sorted(set(endings) - {""})
+    if not 2 <= len(names) <= MOST_KINDS:
+        return [], np.full(len(documents), NONE)
+    numbers: Mapping[str, int] = {name: number for number, name in enumerate(names)}
+    return names, np.array([numbers.get(ending, NONE) for ending in endings])
+
+
+def line_starts(tokens_ST: np.ndarray, facts: TokenFacts) -> np.ndarray:
+    """Position (S, T) of the first token with text in the line so far; -1 where there is none.
+
+    A token is in the line that the last newline before it began.
+    """
+    positions = np.arange(tokens_ST.shape[1])
+    newline = facts.newline_V[tokens_ST]
+    newline[:, 0] = True
+    text = ~facts.blank_V[tokens_ST]
+    text[:, 0] = False
+    # the line of a position begins after the last newline strictly before it
+    begun = np.maximum.accumulate(np.where(newline, positions, -1), axis=1)
+    before = np.concatenate([np.full((len(tokens_ST), 1), -1), begun[:, :-1]], axis=1)
+    last_text = np.maximum.accumulate(np.where(text, positions, -1), axis=1)
+    earlier = np.concatenate([np.full((len(tokens_ST), 1), -1), last_text[:, :-1]], axis=1)
+    first = text & (earlier <= before)
+    found = np.maximum.accumulate(np.where(first, positions, -1), axis=1)
+    return np.where(found > before, found, -1).astype(np.int32)

@@ -1,0 +1,324 @@
+"""The feature index: which tokens fire each feature, answered by slices of memory-mapped files.
+
+Numpy, pandas and pyarrow only: opening and reading an index never imports torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sae.base.errors import UserError
+from sae.base.files import read_json
+from sae.features import enrichment, layout
+from sae.features.vocabulary import Vocabulary
+from sae.features.windows import Document, Example, Window
+
+if TYPE_CHECKING:
+    from sae.features.notes import Notes
+
+NeighbourKind = Literal["decoder", "encoder", "coactivation"]
+
+
+class Neighbour(NamedTuple):
+    """A related feature; `value` is a cosine, or for co-activation the Jaccard index of rows."""
+
+    feature: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """`counts[i]` values lie in [edges[i], edges[i + 1]); the last bin holds its upper edge too."""
+
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+class FeatureIndex:
+    """An index on disk; see `docs/formats.md`. Rows are the index's own: row = seq * T + pos.
+
+    Attributes:
+        folder: where it lies.
+        meta: `index.json`.
+        table: one row per feature (`features.parquet`), in the order of their ids; the automatic
+            labels as they were built (`view` lays the user's own over them).
+        vocabulary: the bytes of every token.
+        tokens_ST: (S, T) memory-mapped token ids.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any]):
+        self.folder, self.meta = folder, meta
+        self.indptr = np.load(folder / layout.INDPTR)
+        self.rows = np.load(folder / layout.ROWS, mmap_mode="r")
+        self.acts = np.load(folder / layout.ACTS, mmap_mode="r")
+        self.tokens_ST = np.load(folder / layout.TOKENS, mmap_mode="r")
+        self.table = pd.read_parquet(folder / layout.FEATURES)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "FeatureIndex":
+        """Opens the index in `folder`.
+
+        Raises:
+            UserError: there is none, or one of another schema.
+        """
+        folder = Path(folder)
+        if not (folder / layout.META).is_file():
+            raise UserError(
+                f"{folder} is not a feature index (it has no {layout.META}); make one with "
+                "`sae index`."
+            )
+        meta = read_json(folder / layout.META)
+        if meta.get("schema") != layout.SCHEMA:
+            raise UserError(
+                f"{folder} is a feature index of schema {meta.get('schema')}, this version of "
+                f"Loupe reads {layout.SCHEMA}; build it again with `sae index`."
+            )
+        missing = [name for name in layout.FILES if not (folder / name).is_file()]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {', '.join(missing)}; build it again with `sae index`."
+            )
+        return cls(folder, meta)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return len(self.indptr) - 1
+
+    @property
+    def context(self) -> int:
+        """T."""
+        return self.tokens_ST.shape[1]
+
+    @property
+    def sequences(self) -> int:
+        """S."""
+        return self.tokens_ST.shape[0]
+
+    @property
+    def tokens_indexed(self) -> int:
+        """Rows that could fire: all but position 0 of each packed row."""
+        return self.sequences * (self.context - 1)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.read(self.folder / layout.VOCABULARY)
+
+    @cached_property
+    def notes(self) -> "Notes":
+        """The user's labels, stars and tags (`notes.sqlite3`; made on the first write)."""
+        from sae.features.notes import Notes
+
+        return Notes(self.folder / layout.NOTES, self.meta["coder_hash"], width=self.width)
+
+    def labels(self) -> pd.Series:
+        """Label of every feature: the user's where there is one, else the automatic one."""
+        labels = self.table["label"].to_list()
+        for feature, label in self.notes.labels().items():
+            labels[feature] = label
+        return pd.Series(labels, name="label", dtype="str")
+
+    def view(self) -> pd.DataFrame:
+        """`table` with the user's labels laid over (`label_kind` "user"), and `star`, `tags`."""
+        table = self.table.copy()
+        table["label"] = self.labels()
+        kinds, scores = table["label_kind"].copy(), table["label_score"].copy()
+        for feature in self.notes.labels():
+            kinds.iloc[feature], scores.iloc[feature] = "user", np.nan
+        stars, tags = self.notes.stars(), self.notes.tags()
+        return table.assign(
+            label_kind=kinds,
+            label_score=scores,
+            star=[feature in stars for feature in range(self.width)],
+            tags=[tags.get(feature, []) for feature in range(self.width)],
+        )
+
+    def check(self, feature: int) -> int:
+        """`feature` as an int, or a `UserError` with the valid range."""
+        if not 0 <= int(feature) < self.width:
+            raise UserError(
+                f"Feature {feature} does not exist; this index has features 0 to {self.width - 1}."
+            )
+        return int(feature)
+
+    def slices(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows u32/u64 ascending, acts f16) of a feature: views of the files, not copies."""
+        start, stop = self.indptr[self.check(feature)], self.indptr[feature + 1]
+        return np.asarray(self.rows[start:stop]), np.asarray(self.acts[start:stop])
+
+    def firings(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows int64 ascending, acts float32) of every place where `feature` fires."""
+        rows, acts = self.slices(feature)
+        return rows.astype(np.int64), acts.astype(np.float32)
+
+    def acts_at(self, feature: int, rows_M: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Activations (M,) float32 of `feature` at any rows; 0 where it is silent."""
+        rows, acts = self.slices(feature)
+        wanted = np.asarray(rows_M).astype(rows.dtype)
+        if not len(rows):
+            return np.zeros(len(wanted), np.float32)
+        at = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+        return np.where(rows[at] == wanted, acts[at], np.float16(0)).astype(np.float32)
+
+    def active_at(self, row: int) -> list[tuple[int, float]]:
+        """(feature, activation) of all that fire at one row, strongest first."""
+        start, stop = self._row_indptr[row : row + 2]
+        found = [int(f) for f in self._row_features[start:stop]]
+        pairs = [(f, float(self.acts_at(f, [row])[0])) for f in found]
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+    def counts_at(self, rows_M: np.ndarray | None) -> np.ndarray:
+        """How many of the rows fire each feature, (F,) int64; None: of all rows."""
+        features = self._row_features
+        if rows_M is not None:
+            features = enrichment.firings_at(rows_M, self._row_indptr, features)
+        return np.bincount(features, minlength=self.width)
+
+    @cached_property
+    def _row_indptr(self) -> np.ndarray:
+        return np.load(self.folder / layout.ROW_INDPTR, mmap_mode="r")
+
+    @cached_property
+    def _row_features(self) -> np.ndarray:
+        return np.load(self.folder / layout.ROW_FEATURES, mmap_mode="r")
+
+    @cached_property
+    def _documents(self) -> dict[str, list[str]]:
+        table = pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["id", "title", "split"])
+        return {str(name): column.astype(str).to_list() for name, column in table.items()}
+
+    @cached_property
+    def _document_starts(self) -> np.ndarray:
+        return pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["start"])[
+            "start"
+        ].to_numpy()
+
+    def documents_of(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Document number of each row."""
+        found = np.searchsorted(self._document_starts, np.asarray(rows), side="right") - 1
+        return np.maximum(found, 0)
+
+    def document_of(self, row: int) -> Document:
+        """The document that `row` lies in."""
+        return self.document(int(self.documents_of([row])[0]))
+
+    def document(self, number: int) -> Document:
+        """Document `number` of the index."""
+        starts = self._document_starts
+        if not 0 <= number < len(starts):
+            raise UserError(
+                f"Document {number} does not exist; this index has documents 0 to "
+                f"{len(starts) - 1}."
+            )
+        stop = int(starts[number + 1]) if number + 1 < len(starts) else self.tokens_ST.size
+        id_, title, split = (self._documents[name][number] for name in ("id", "title", "split"))
+        return Document(number, id_, title, split, int(starts[number]), stop)
+
+    def span(self, feature: int, start: int, stop: int, focus: int = 0) -> Window:
+        """Rows `start` to `stop` (they may cross packed rows: each begins with BOS) as a window."""
+        stop = min(stop, self.tokens_ST.size)
+        return self._windows(feature, np.array([start]), np.array([stop]), [focus])[0]
+
+    def window(self, row: int, feature: int, context: int | None = 10) -> Window:
+        """`context` tokens either side of `row`, within its packed row; None: all of it."""
+        return self.windows([row], feature, context)[0]
+
+    def windows(
+        self, rows: Sequence[int] | np.ndarray, feature: int, context: int | None = 10
+    ) -> list[Window]:
+        """`window` of each row."""
+        rows = np.asarray(rows, np.int64)
+        first = rows // self.context * self.context
+        reach = self.context if context is None else context
+        starts = np.maximum(first, rows - reach)
+        stops = np.minimum(first + self.context, rows + reach + 1)
+        return self._windows(feature, starts, stops, (rows - starts).tolist())
+
+    def _windows(
+        self, feature: int, starts: np.ndarray, stops: np.ndarray, focuses: Sequence[int]
+    ) -> list[Window]:
+        lengths = stops - starts
+        ends = np.cumsum(lengths)
+        rows = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        tokens = self.tokens_ST.reshape(-1)[rows].astype(np.int64)
+        pieces = (np.split(array, ends[:-1]) for array in (tokens, self.acts_at(feature, rows)))
+        return [
+            Window(ids, acts, start, focus)
+            for ids, acts, start, focus in zip(*pieces, starts.tolist(), focuses, strict=True)
+        ]
+
+    def examples(self, feature: int, kind: str = "top", n: int | None = None, **options) -> list:
+        """Contexts of a feature: see `sae.features.examples.examples` for kinds and options."""
+        from sae.features.examples import examples
+
+        found: list[Example] = examples(self, feature, kind, n, **options)
+        return found
+
+    @cached_property
+    def _histograms(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        return (
+            _read_npz(self.folder / layout.ACTIVATION_HISTOGRAM),
+            _read_npz(self.folder / layout.LOGIT_HISTOGRAM),
+        )
+
+    def histogram(self, feature: int) -> Histogram:
+        """Histogram of the feature's nonzero activations."""
+        arrays = self._histograms[0]
+        return Histogram(arrays["edges"][self.check(feature)], arrays["counts"][feature])
+
+    def logit_histogram(self, feature: int) -> Histogram:
+        """Histogram of the feature's logit effect over the vocabulary."""
+        arrays = self._histograms[1]
+        return Histogram(arrays["edges"][self.check(feature)], arrays["counts"][feature])
+
+    @cached_property
+    def _neighbours(self) -> dict[str, np.ndarray]:
+        return _read_npz(self.folder / layout.NEIGHBOURS)
+
+    def neighbours(
+        self, feature: int, kind: NeighbourKind = "decoder", n: int = 10
+    ) -> list[Neighbour]:
+        """Related features, closest first.
+
+        `kind`: "decoder" or "encoder" (cosine of the directions; at most 10 are stored), or
+        "coactivation" (Jaccard index of the rows in which both fire; see `enrichment`).
+        """
+        self.check(feature)
+        if kind == "coactivation":
+            found, values = enrichment.coactivation(
+                self.slices(feature)[0], feature, np.diff(self.indptr), self.counts_at
+            )
+            return [Neighbour(int(f), float(v)) for f, v in zip(found[:n], values[:n], strict=True)]
+        if kind not in ("decoder", "encoder"):
+            raise UserError(
+                f"There are no `{kind}` neighbours; give decoder, encoder or coactivation."
+            )
+        ids, cos = self._neighbours[f"{kind}_ids"], self._neighbours[f"{kind}_cos"]
+        pairs = zip(ids[feature][:n], cos[feature][:n], strict=True)
+        return [Neighbour(int(f), float(v)) for f, v in pairs if f >= 0]
+
+    @cached_property
+    def token_counts_V(self) -> np.ndarray:
+        """How often each token occurs in the indexed rows (position 0 left out); (V,) int64."""
+        return np.bincount(self.tokens_ST[:, 1:].reshape(-1), minlength=len(self.vocabulary))
+
+    def enrichment(self, feature: int, n: int | None = 50) -> pd.DataFrame:
+        """The tokens a feature fires on, largest share of its activation mass first.
+
+        Columns: token_id, token (text), count (firings on it), corpus_count, p_fires = count /
+        corpus_count, mass_share (share of the sum of activations), lift = p_fires / density.
+        """
+        rows, acts = self.slices(feature)
+        return enrichment.enrichment(
+            self.tokens_ST.reshape(-1)[rows], acts, self.token_counts_V, self.vocabulary, n
+        )
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)

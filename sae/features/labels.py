@@ -1,0 +1,130 @@
+"""Automatic labels without a language model: a baseline, with its score on held-out text.
+
+A rule (see `rules`) is induced on train contexts; the label's score is the rule's F1 on contexts
+of held-out documents that had no part in choosing it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sae.features.contexts import RowsByToken, Sample, Text, draw_sample
+from sae.features.label_text import describe, kind_of, listed
+from sae.features.rules import Condition, Rule, induce
+from sae.features.token_classes import TokenFacts, token_facts
+from sae.features.vocabulary import Vocabulary
+
+FIRES_SHARE = 0.25
+"""A feature counts as firing from this share of its largest activation on. Weaker firings are
+neither positives nor negatives."""
+POSITIVES = 96
+STRONGEST = 48
+"""Of the train positives, so many are the strongest there are; the others are random."""
+FEWEST_TRAIN, FEWEST_HELDOUT = 4, 5
+WORST_TRAIN_F1 = 0.6
+"""Under this the rule says too little, and the label speaks of the promoted tokens instead."""
+DENSE = 0.3
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label and, where held-out text allows it, its F1, precision and recall there."""
+
+    label: str
+    label_kind: str
+    label_score: float | None = None
+    label_precision: float | None = None
+    label_recall: float | None = None
+
+
+def label_features(
+    indptr: np.ndarray,
+    rows: np.ndarray,
+    acts: np.ndarray,
+    tokens_ST: np.ndarray,
+    table: pd.DataFrame,
+    vocabulary: Vocabulary,
+    documents: pd.DataFrame,
+    splits: dict[str, list[int]],
+) -> pd.DataFrame:
+    """Columns label, label_kind, label_score, label_precision, label_recall; one row per feature.
+
+    Kinds: "token", "tokens", "class", "context" (a rule); "logits" (no rule was good enough; the
+    score is that of "the next token is one of the promoted"); "dead". A score is null where the
+    feature is dead or fires in fewer than `FEWEST_HELDOUT` distinct held-out contexts.
+    """
+    labeller = _Labeller(tokens_ST, vocabulary, documents, splits)
+    found: list[Label] = []
+    numbers = zip(table["max"], table["density"], table["promoted_ids"], strict=True)
+    for feature, (largest, density, promoted) in enumerate(numbers):
+        start, stop = indptr[feature], indptr[feature + 1]
+        if start == stop:
+            found.append(Label("dead", "dead"))
+            continue
+        own = np.asarray(rows[start:stop]), np.asarray(acts[start:stop])
+        found.append(labeller.label(feature, *own, largest, density, promoted))
+    columns = pd.DataFrame([vars(label) for label in found])
+    scores = ["label_score", "label_precision", "label_recall"]
+    return columns.astype(dict.fromkeys(scores, np.float64))
+
+
+class _Labeller:
+    def __init__(
+        self,
+        tokens_ST: np.ndarray,
+        vocabulary: Vocabulary,
+        documents: pd.DataFrame,
+        splits: dict[str, list[int]],
+    ):
+        self.vocabulary = vocabulary
+        self.facts = token_facts(vocabulary)
+        self.text = Text(tokens_ST, self.facts, documents)
+        self.train, self.heldout = (
+            RowsByToken(tokens_ST, (splits[name][0], splits[name][1]), len(vocabulary))
+            if splits[name][1] > splits[name][0]
+            else None
+            for name in ("train", "heldout")
+        )
+
+    def label(
+        self,
+        feature: int,
+        rows_N: np.ndarray,
+        acts_N: np.ndarray,
+        largest: float,
+        density: float,
+        promoted: np.ndarray,
+    ) -> Label:
+        """The label of one living feature."""
+        rng = np.random.default_rng(feature)
+        threshold = FIRES_SHARE * largest
+        draw = (rows_N, acts_N, threshold, POSITIVES)
+        train = self.train and draw_sample(self.text, self.train, *draw, STRONGEST, rng)
+        heldout = self.heldout and draw_sample(self.text, self.heldout, *draw, 0, rng)
+        rule, f1 = None, 0.0
+        if train is not None and len(train.weights) >= FEWEST_TRAIN:
+            rule, f1 = induce(train, self.facts, len(self.text.kinds), density > DENSE)
+        if rule is None or f1 < WORST_TRAIN_F1:
+            ids = [int(token) for token in promoted]
+            name = f"promotes {listed(ids[:3], self.vocabulary)}"
+            rule = Rule(Condition("following", "tokens", tuple(ids)))
+            return Label(name, "logits", *score(rule, heldout, self.facts))
+        name = describe(rule, self.vocabulary, self.facts, self.text.kinds)
+        return Label(name, kind_of(rule), *score(rule, heldout, self.facts))
+
+
+def score(
+    rule: Rule, sample: Sample | None, facts: TokenFacts
+) -> tuple[float | None, float | None, float | None]:
+    """(F1, precision, recall) of the rule on a sample, every context counted once.
+
+    A rule that fires on nothing has precision 0. None each if there are too few positives.
+    """
+    if sample is None or len(sample.weights) < FEWEST_HELDOUT:
+        return None, None, None
+    says, fires = rule.test(sample.contexts, facts), sample.fires
+    hit = float((says & fires).sum())
+    precision, recall = hit / max(float(says.sum()), 1.0), hit / float(fires.sum())
+    f1 = 2 * hit / float(says.sum() + fires.sum())
+    return f1, precision, recall

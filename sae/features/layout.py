@@ -1,0 +1,38 @@
+"""Names and dtypes of a feature index on disk: the one place that spells them."""
+
+from pathlib import Path
+
+import numpy as np
+
+SCHEMA = 1
+META = "index.json"
+INDPTR, ROWS, ACTS = "indptr.npy", "rows.npy", "acts.npy"
+ROW_INDPTR, ROW_FEATURES = "row_indptr.npy", "row_features.npy"
+TOKENS, DOCUMENTS, VOCABULARY = "tokens.npy", "documents.parquet", "vocabulary.parquet"
+FEATURES, NEIGHBOURS = "features.parquet", "neighbours.npz"
+ACTIVATION_HISTOGRAM, LOGIT_HISTOGRAM = "activation_histogram.npz", "logit_histogram.npz"
+NOTES = "notes.sqlite3"
+FILES = (
+    *(INDPTR, ROWS, ACTS, ROW_INDPTR, ROW_FEATURES, TOKENS, DOCUMENTS, VOCABULARY, FEATURES),
+    *(NEIGHBOURS, ACTIVATION_HISTOGRAM, LOGIT_HISTOGRAM),
+)
+
+TOP_TOKENS = 10
+"""How many top, promoted and suppressed tokens and neighbours are kept per feature."""
+BINS = 30
+"""Bins of the activation and logit histograms."""
+
+
+def rows_dtype(rows: int) -> np.dtype:
+    """u32 while every row number fits, else u64."""
+    return np.dtype(np.uint32 if rows <= 2**32 else np.uint64)
+
+
+def features_dtype(width: int) -> np.dtype:
+    """u16 while every feature number fits, else u32."""
+    return np.dtype(np.uint16 if width <= 2**16 else np.uint32)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where an index is built before it is renamed to `folder`."""
+    return folder.with_name(folder.name + ".partial")

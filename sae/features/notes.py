@@ -1,0 +1,204 @@
+"""What people write about features: labels, stars and tags, with history and undo (SQLite, WAL).
+
+One append-only table of changes is the whole truth: the state of a field of a feature is the last
+change of it that was not undone. Notes belong to a coder's hash, so that an index which is built
+anew keeps them, and the notes of another coder never show.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sae.base.errors import UserError
+
+Field = Literal["label", "star", "tags"]
+_TABLE = """
+CREATE TABLE IF NOT EXISTS changes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, coder TEXT NOT NULL, feature INTEGER NOT NULL,
+    field TEXT NOT NULL, value TEXT NOT NULL, time TEXT NOT NULL, undone INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS by_feature ON changes (coder, feature, field, undone, id);
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the history; `value` is None for a label that was taken away."""
+
+    feature: int
+    field: Field
+    value: str | bool | list[str] | None
+    time: str
+    undone: bool
+
+
+class Notes:
+    """Notes of one coder in the SQLite file `path`, which is made on the first write.
+
+    Each call opens and closes its own connection, so one object serves many threads.
+    """
+
+    def __init__(self, path: Path | str, coder_hash: str, width: int | None = None):
+        self.path, self.coder_hash, self.width = Path(path), coder_hash, width
+
+    def set_label(self, feature: int, label: str | None) -> None:
+        """Sets the user's label; None or blanks take it away, so that the automatic one shows."""
+        label = (label or "").strip() or None
+        if label != self.label(feature):
+            self._append(feature, "label", label)
+
+    def label(self, feature: int) -> str | None:
+        return self._state("label", feature).get(feature)
+
+    def labels(self) -> dict[int, str]:
+        """Feature -> the user's label, of those that have one."""
+        return {f: value for f, value in self._state("label").items() if value is not None}
+
+    def star(self, feature: int, on: bool = True) -> None:
+        if on != (feature in self.stars()):
+            self._append(feature, "star", on)
+
+    def stars(self) -> set[int]:
+        return {feature for feature, value in self._state("star").items() if value}
+
+    def set_tags(self, feature: int, tags: list[str]) -> None:
+        """Replaces the tags of a feature; they are kept trimmed, sorted, each once."""
+        tags = sorted({tag.strip() for tag in tags if tag.strip()})
+        if tags != self.tags().get(feature, []):
+            self._append(feature, "tags", tags)
+
+    def tag(self, feature: int, *tags: str) -> None:
+        self.set_tags(feature, [*self.tags().get(feature, []), *tags])
+
+    def untag(self, feature: int, *tags: str) -> None:
+        self.set_tags(feature, [t for t in self.tags().get(feature, []) if t not in tags])
+
+    def tags(self) -> dict[int, list[str]]:
+        """Feature -> its tags, of those that have any."""
+        return {feature: value for feature, value in self._state("tags").items() if value}
+
+    def history(self, feature: int | None = None) -> list[Change]:
+        """Every change, of one feature or of all, oldest first, the undone ones too."""
+        where, values = ("", []) if feature is None else (" AND feature = ?", [feature])
+        query = (
+            f"SELECT feature, field, value, time, undone FROM changes WHERE coder = ?{where} "
+            "ORDER BY id"
+        )
+        return [
+            Change(found, field, json.loads(value), time, bool(undone))
+            for found, field, value, time, undone in self._read(query, [self.coder_hash, *values])
+        ]
+
+    def undo(self, feature: int | None = None) -> Change | None:
+        """Takes back the last change (of one feature, or of all); None if there is none left."""
+        where, values = ("", []) if feature is None else (" AND feature = ?", [feature])
+        query = (
+            "UPDATE changes SET undone = 1 WHERE id = (SELECT MAX(id) FROM changes WHERE coder = ? "
+            f"AND undone = 0{where}) RETURNING feature, field, value, time"
+        )
+        if not self.path.exists():
+            return None
+        with self._connection() as connection:
+            row = connection.execute(query, [self.coder_hash, *values]).fetchone()
+        return None if row is None else Change(row[0], row[1], json.loads(row[2]), row[3], True)
+
+    def export_json(self) -> dict[str, Any]:
+        """The state (not the history) as `{"schema", "coder_hash", "features": {id: {…}}}`."""
+        features: dict[str, dict[str, Any]] = {}
+        for feature, label in sorted(self.labels().items()):
+            features.setdefault(str(feature), {})["label"] = label
+        for feature in sorted(self.stars()):
+            features.setdefault(str(feature), {})["star"] = True
+        for feature, tags in sorted(self.tags().items()):
+            features.setdefault(str(feature), {})["tags"] = tags
+        return {"schema": 1, "coder_hash": self.coder_hash, "features": features}
+
+    def import_json(self, notes: dict[str, Any]) -> int:
+        """Lays exported notes over the present ones; each is a change that can be undone.
+
+        Returns:
+            How many features the notes spoke of.
+
+        Raises:
+            UserError: notes of another coder, of another form, or of features that do not exist;
+                then nothing is changed.
+        """
+        features = notes.get("features") if isinstance(notes, dict) else None
+        if not isinstance(features, dict) or notes.get("schema") != 1:
+            raise UserError(
+                'These are no notes of Loupe; expected {"schema": 1, "coder_hash", "features"} as '
+                "`export_json` writes."
+            )
+        if notes.get("coder_hash") != self.coder_hash:
+            raise UserError(
+                f"These notes belong to the coder {str(notes.get('coder_hash'))[:12]}…, this index "
+                f"to {self.coder_hash[:12]}…; import them into the index of their own coder."
+            )
+        for feature, note in features.items():
+            self._check(int(feature) if str(feature).isdigit() else -1)
+            _check_note(feature, note)
+        for feature, note in features.items():
+            if "label" in note:
+                self.set_label(int(feature), note["label"])
+            if "star" in note:
+                self.star(int(feature), note["star"])
+            if "tags" in note:
+                self.set_tags(int(feature), note["tags"])
+        return len(features)
+
+    def _check(self, feature: int) -> None:
+        if feature < 0 or (self.width is not None and feature >= self.width):
+            last = "" if self.width is None else f" (they end at {self.width - 1})"
+            raise UserError(f"Feature {feature} does not exist; give one of this index's{last}.")
+
+    def _append(self, feature: int, field: Field, value: object) -> None:
+        self._check(feature)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = (self.coder_hash, int(feature), field, json.dumps(value), now)
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT INTO changes (coder, feature, field, value, time) VALUES (?, ?, ?, ?, ?)",
+                row,
+            )
+
+    def _state(self, field: Field, feature: int | None = None) -> dict[int, Any]:
+        where, values = ("", []) if feature is None else (" AND feature = ?", [int(feature)])
+        query = (
+            "SELECT feature, value FROM changes WHERE id IN (SELECT MAX(id) FROM changes WHERE "
+            f"coder = ? AND field = ? AND undone = 0{where} GROUP BY feature)"
+        )
+        found = self._read(query, [self.coder_hash, field, *values])
+        return {feature: json.loads(value) for feature, value in found}
+
+    def _read(self, query: str, values: list[Any]) -> list[tuple]:
+        if not self.path.exists():
+            return []
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection in a transaction: committed at the end, rolled back on an error."""
+        with closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(_TABLE)
+            yield connection
+
+
+def _check_note(feature: object, note: object) -> None:
+    valid = isinstance(note, dict) and (
+        isinstance(note.get("label", ""), str | None)
+        and isinstance(note.get("star", False), bool)
+        and isinstance(tags := note.get("tags", []), list)
+        and all(isinstance(tag, str) for tag in tags)
+    )
+    if not valid:
+        raise UserError(
+            f"The note of feature {feature} is malformed; expected label (text), star (true or "
+            "false) and tags (list of texts)."
+        )

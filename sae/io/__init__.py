@@ -1,0 +1,1 @@
+"""Foreign formats: HDF5 dictionary, SAELens, sparsify, dictionary_learning."""

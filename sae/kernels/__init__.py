@@ -1,0 +1,16 @@
+"""Sparse encode, decode and their gradients. `reference` defines the truth; see `dispatch`."""
+
+from sae.kernels.codes import Codes, Support
+from sae.kernels.dispatch import Backend, Kernels, get_kernels
+from sae.kernels.select import select_batchtopk, select_positive, select_topk
+
+__all__ = [
+    "Backend",
+    "Codes",
+    "Kernels",
+    "Support",
+    "get_kernels",
+    "select_batchtopk",
+    "select_positive",
+    "select_topk",
+]

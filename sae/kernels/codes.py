@@ -1,0 +1,118 @@
+"""The interchange form of sparse codes: which latents are active in each row, and how much."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Support:
+    """The active latents of B rows, row after row (compressed sparse rows without values).
+
+    `indices_N` int64 latents in [0, width); `offsets_B1` int64, row b owns
+    indices_N[offsets_B1[b] : offsets_B1[b + 1]]. `k` is set where every row has exactly k.
+    """
+
+    indices_N: Tensor
+    offsets_B1: Tensor
+    width: int
+    k: int | None = None
+
+    @classmethod
+    def fixed(cls, indices_BK: Tensor, width: int) -> "Support":
+        rows, k = indices_BK.shape
+        offsets = torch.arange(0, rows * k + 1, k or 1, device=indices_BK.device)[: rows + 1]
+        if k == 0:
+            offsets = torch.zeros(rows + 1, dtype=torch.int64, device=indices_BK.device)
+        return cls(indices_BK.reshape(-1), offsets, width, k)
+
+    @classmethod
+    def of_mask(cls, mask_BF: Tensor) -> "Support":
+        counts = mask_BF.sum(dim=1)
+        offsets = torch.zeros(len(mask_BF) + 1, dtype=torch.int64, device=mask_BF.device)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        return cls(mask_BF.nonzero()[:, 1], offsets, mask_BF.shape[1])
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets_B1) - 1
+
+    @cached_property
+    def row_of_N(self) -> Tensor:
+        """Row of each entry."""
+        if self.k:
+            return torch.arange(self.rows * self.k, device=self.indices_N.device) // self.k
+        counts = self.offsets_B1.diff()
+        return torch.repeat_interleave(counts)
+
+    @cached_property
+    def latent_major(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(order_N, row_of_N in that order, offsets_F1): the same entries sorted by latent.
+
+        Computed once and shared by both weight gradients.
+        """
+        order = self.indices_N.argsort(stable=True)
+        offsets = torch.zeros(self.width + 1, dtype=torch.int64, device=order.device)
+        torch.cumsum(torch.bincount(self.indices_N, minlength=self.width), 0, out=offsets[1:])
+        return order, self.row_of_N[order], offsets
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Activations `acts_N` of the latents that a `Support` names. Conversions keep row order."""
+
+    acts_N: Tensor
+    support: Support
+
+    @classmethod
+    def fixed(cls, acts_BK: Tensor, indices_BK: Tensor, width: int) -> "Codes":
+        return cls(acts_BK.reshape(-1), Support.fixed(indices_BK, width))
+
+    @property
+    def rows(self) -> int:
+        return self.support.rows
+
+    @property
+    def width(self) -> int:
+        return self.support.width
+
+    @property
+    def acts_BK(self) -> Tensor:
+        """(B, K); where rows differ in length, K is the longest and the rest is 0."""
+        return self._padded(self.acts_N)
+
+    @property
+    def indices_BK(self) -> Tensor:
+        """(B, K) int64; padded entries name latent 0 with an activation of 0."""
+        return self._padded(self.support.indices_N)
+
+    def ragged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(acts_N, indices_N, offsets_B1) with zero activations dropped."""
+        keep = self.acts_N != 0
+        rows = self.support.row_of_N[keep]
+        offsets = torch.zeros(self.rows + 1, dtype=torch.int64, device=rows.device)
+        torch.cumsum(torch.bincount(rows, minlength=self.rows), 0, out=offsets[1:])
+        return self.acts_N[keep], self.support.indices_N[keep], offsets
+
+    def dense(self) -> Tensor:
+        """(B, F). For small batches and tests; nothing on a hot path builds it."""
+        out = self.acts_N.new_zeros(self.rows, self.width)
+        return out.index_put((self.support.row_of_N, self.support.indices_N), self.acts_N)
+
+    def l0(self) -> Tensor:
+        """(B,) number of latents with a non-zero activation."""
+        counts = torch.zeros(self.rows, dtype=torch.int64, device=self.acts_N.device)
+        return counts.index_add_(0, self.support.row_of_N, (self.acts_N != 0).long())
+
+    def _padded(self, values_N: Tensor) -> Tensor:
+        if self.support.k is not None:
+            return values_N.view(self.rows, self.support.k)
+        counts = self.support.offsets_B1.diff()
+        widest = int(counts.max()) if self.rows else 0
+        out = values_N.new_zeros(self.rows, widest)
+        rows = self.support.row_of_N
+        slot = torch.arange(len(values_N), device=rows.device) - self.support.offsets_B1[rows]
+        out[rows, slot] = values_N
+        return out

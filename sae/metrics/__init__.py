@@ -1,0 +1,12 @@
+"""One definition of every number that Loupe reports, and the evaluation that computes them.
+
+found = evaluate(coder, store, lm)                 # the evaluation JSON
+write_report({"topk": found}, "evaluation/report.html")
+"""
+
+from sae.metrics.evaluate import evaluate
+from sae.metrics.registry import REGISTRY, Metric, formulas
+from sae.metrics.report import write_report
+from sae.metrics.selftests import SelfTestFailure
+
+__all__ = ["REGISTRY", "Metric", "SelfTestFailure", "evaluate", "formulas", "write_report"]

@@ -1,0 +1,70 @@
+"""95 % intervals by resampling documents (Efron 1979; the cluster bootstrap).
+
+Tokens of one document are not independent, so whole documents are drawn with replacement.
+Every metric and every method is recomputed on the *same* draws, so differences are paired.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from sae.metrics.registry import Metric
+from sae.metrics.sums import Sums
+
+RESAMPLES = 1000
+LEVEL = 0.95
+RESAMPLES_AT_A_TIME = 125  # bounds the (R, F) tables of the sparsity metrics
+
+Entry = dict[str, float | int | None]  # value, low, high, tokens
+
+
+def draws(units: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(R, U): how often each of U units is drawn in each resample of U draws."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+
+
+def entries(
+    table: Mapping[str, np.ndarray],
+    metrics: Iterable[Metric],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Entry]:
+    """Value, interval and token count of each metric, from sums (U, ...) per unit.
+
+    `table["count"]` says which units hold tokens at all; the others are no part of the sample.
+    With fewer than two units there is no interval: low and high are None. A value that does
+    not exist (a ratio with an empty denominator) is None too; JSON never holds NaN.
+    """
+    metrics = list(metrics)
+    used = table["count"] > 0
+    kept = {name: values[used] for name, values in table.items()}
+    units = int(used.sum())
+    whole = Sums(kept, np.ones((1, units)))
+    resampled: dict[str, list[np.ndarray]] = {m.name: [] for m in metrics}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {m.name: float(m.compute(whole)[0]) for m in metrics}
+        if units > 1:
+            weights = draws(units, seed, resamples)
+            for start in range(0, resamples, RESAMPLES_AT_A_TIME):
+                part = Sums(kept, weights[start : start + RESAMPLES_AT_A_TIME])
+                for m in metrics:
+                    resampled[m.name].append(m.compute(part))
+    return {
+        m.name: _entry(m, values[m.name], resampled[m.name], int(whole[m.count][0]))
+        for m in metrics
+    }
+
+
+def _entry(metric: Metric, value: float, resampled: list[np.ndarray], tokens: int) -> Entry:
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None, "tokens": tokens}
+    found = np.concatenate(resampled) if resampled else np.empty(0)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return {"value": value, "low": None, "high": None, "tokens": tokens}
+    if metric.recentred:
+        found = np.clip(found - found.mean() + value, 0, 1)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return {"value": value, "low": float(low), "high": float(high), "tokens": tokens}

@@ -1,0 +1,126 @@
+"""One coder, scored on held-out text together with its controls: the evaluation JSON."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae.coders import Coder
+from sae.lm import LanguageModel
+from sae.metrics import fidelity, geometry, provenance
+from sae.metrics.bootstrap import Entry, entries
+from sae.metrics.controls import CONTROLS, TrainData
+from sae.metrics.registry import formulas, metrics_of
+from sae.metrics.sample import draw
+from sae.metrics.scoring import CODER, Scored, fit_controls, score_activations, score_losses
+from sae.metrics.selftests import run_self_tests
+from sae.metrics.sparsity import Firings
+from sae.metrics.sums import DocumentSums
+from sae.store import ActivationStore
+
+SCHEMA = 1
+CONTROL_TOKENS = 131_072  # on which the controls are scored, and compared with the coder
+FIT_TOKENS = 131_072  # of the train split, from which controls are fitted
+LOSS_RUN = 1024  # consecutive rows of the loss sample: short runs touch more documents
+Progress = Callable[[str, int, int], None]  # what is being done, done, total (of tokens)
+
+
+def evaluate(
+    coder: Coder,
+    store: ActivationStore,
+    lm: LanguageModel,
+    *,
+    split: str = "heldout",
+    tokens: int = 1_000_000,
+    loss_tokens: int = 65_536,
+    seed: int = 0,
+    progress: Progress | None = None,
+    controls: Sequence[str] = tuple(CONTROLS),
+    control_tokens: int = CONTROL_TOKENS,
+    coder_hash: str | None = None,
+) -> dict[str, Any]:
+    """Scores a coder that takes raw activations; returns the evaluation, schema 1.
+
+    Reconstruction, sparsity and geometry rest on about `tokens` stored activations of `split`,
+    the losses on about `loss_tokens` tokens run through `lm` (in float32), the controls on at
+    most `control_tokens` of the former and all of the latter; every number says its tokens.
+    `coder_hash` is the hash of the coder's folder; without it, that which the folder would
+    have. See `docs/metrics.md` for the JSON. Raises `UserError` if coder, store and model do
+    not belong together, and `SelfTestFailure` if the pipeline itself is wrong.
+    """
+    started = time.monotonic()
+    site = provenance.check_fit(coder, store, lm, controls)
+    tell = progress or (lambda _what, _done, _total: None)
+    special = provenance.special_ids(lm, store)
+    device = coder.W_dec_FD.device
+    mean_D = torch.from_numpy(store.stats(site).mean_D).to(device, torch.float32)
+    held = draw(store, split, tokens, special)
+    heard = draw(store, split, loss_tokens, special, block_rows=LOSS_RUN)
+    tests = run_self_tests(coder, lm, site, held, mean_D)
+    train = TrainData(draw(store, "train", FIT_TOKENS, special), site, mean_D, device)
+    fitted = fit_controls(coder, train, controls, seed)
+    scored = score_activations(
+        coder, fitted, held, site, mean_D, control_tokens, partial(tell, "activations")
+    )
+    losses = score_losses(coder, fitted, lm, site, heard, mean_D, partial(tell, "losses"))
+    shape, angles = geometry.geometry_sums(
+        coder.W_enc_FD, coder.W_dec_FD, scored.firings.alive_F, held.tokens, seed
+    )
+    return {
+        "schema": SCHEMA,
+        "metrics": _metrics(scored, losses, shape, seed),
+        "controls": {name: _control(scored, losses, name, seed) for name in controls},
+        "self_tests": tests,
+        "curves": {"alive": scored.firings.alive_curve()},
+        "histograms": _histograms(scored.firings, angles),
+        "formulas": formulas(),
+        "provenance": {
+            "coder": provenance.describe_coder(coder, site, coder_hash),
+            "model": {"name": lm.name, "hash": lm.hash},
+            "store": provenance.describe_store(store, split),
+            "seed": seed,
+            "tokens": held.tokens,
+            "loss_tokens": int(losses[fidelity.CLEAN].total("count")),
+            "control_tokens": int(scored.shared.data.total("count")),
+            "interval": provenance.describe_interval(held, heard),
+            **provenance.describe_run(device, started),
+        },
+    }
+
+
+def _metrics(
+    scored: Scored, losses: Mapping[str, DocumentSums], shape: DocumentSums, seed: int
+) -> dict[str, Entry]:
+    data = scored.shared.data + scored.rest.data
+    own = scored.shared.of(CODER) + scored.rest.of(CODER)
+    found = entries((data | own).arrays(), metrics_of("reconstruction", "codes"), seed)
+    found |= entries(scored.firings.table(), metrics_of("sparsity"), seed)
+    heard = fidelity.combine(losses, CODER)
+    found |= entries(heard.arrays(), metrics_of("fidelity"), seed)
+    if shape.table:
+        found |= entries(shape.arrays(), metrics_of("geometry"), seed)
+    return found
+
+
+def _control(
+    scored: Scored, losses: Mapping[str, DocumentSums], name: str, seed: int
+) -> dict[str, Entry]:
+    part = scored.shared
+    table = (part.data | part.of(name)).arrays()
+    table["coder_e2"] = part.of(CODER).table["e2"].numpy()
+    wanted = metrics_of("reconstruction", "codes", "comparison")
+    heard = fidelity.combine(losses, name)
+    return entries(table, wanted, seed) | entries(heard.arrays(), metrics_of("fidelity"), seed)
+
+
+def _histograms(firings: Firings, angles: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "log_density": firings.density_histogram(),
+        "l0": firings.l0_histogram(),
+    }
+    for name, values in angles.items():
+        found[name] = geometry.histogram(values, -1.0 if name == "encoder_decoder" else 0.0, 1.0)
+    return found

@@ -1,0 +1,111 @@
+"""What an evaluation is of, and whether coder, store and model belong together at all."""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+import sae
+from sae.base.errors import UserError, nearest
+from sae.coders import Coder
+from sae.lm import LanguageModel
+from sae.metrics.bootstrap import LEVEL, RESAMPLES
+from sae.metrics.controls import CONTROLS
+from sae.metrics.sample import Sample
+from sae.store import ActivationStore
+
+
+def special_ids(lm: LanguageModel, store: ActivationStore) -> frozenset[int]:
+    """Ids of BOS, EOS and PAD, which are never scored."""
+    tokenizer = lm.tokenizer
+    ids = (
+        store.attributes.get("bos"),
+        lm.bos_id,
+        getattr(tokenizer, "eos_token_id", None),
+        getattr(tokenizer, "pad_token_id", None),
+    )
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+def check_fit(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, controls: Sequence[str]
+) -> str:
+    """The coder's site, after making sure that coder, store and model belong together."""
+    site = coder.metadata.get("hook_name")
+    if not isinstance(site, str):
+        raise UserError("The coder's metadata has no `hook_name`; it must name the coder's site.")
+    width = store.width.get(site)
+    if width is None:
+        raise UserError(
+            f"The coder reads `{site}`, but the store at {store.path} has only "
+            f"{', '.join(store.sites)}; harvest that site." + nearest(site, store.sites)
+        )
+    if width != coder.d_in:
+        raise UserError(
+            f"The coder reads {coder.d_in} values per token, but `{site}` in the store at "
+            f"{store.path} has {width}: they are of different models."
+        )
+    stored = store.attributes.get("model", {})
+    if stored.get("hash") not in (None, lm.hash):
+        raise UserError(
+            f"The store at {store.path} was harvested from another model "
+            f"(`{stored.get('name')}`) than `{lm.name}`; load the model that it names."
+        )
+    for name in controls:
+        if name not in CONTROLS:
+            raise UserError(
+                f"Unknown control `{name}`; it must be one of {', '.join(CONTROLS)}."
+                + nearest(name, CONTROLS)
+            )
+    return site
+
+
+def describe_coder(coder: Coder, site: str, given: str | None) -> dict[str, Any]:
+    saved = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
+    return {
+        "hash": given or hashlib.sha256(save(saved)).hexdigest(),
+        "architecture": coder.architecture,
+        "site": site,
+        "d_in": coder.d_in,
+        "d_sae": coder.d_sae,
+    }
+
+
+def describe_store(store: ActivationStore, split: str) -> dict[str, Any]:
+    keys = ("model", "tokenizer_hash", "corpus", "context", "sequences", "harvested_as")
+    kept = {key: store.attributes[key] for key in keys if key in store.attributes}
+    return {"path": str(store.path), "split": split, **kept}
+
+
+def describe_interval(held: Sample, heard: Sample) -> dict[str, Any]:
+    """How the intervals were made; `units` for activations, `loss_units` for losses."""
+    return {
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "over": held.over,
+        "units": held.units,
+        "loss_over": heard.over,
+        "loss_units": heard.units,
+    }
+
+
+def describe_run(device: torch.device, started: float) -> dict[str, Any]:
+    return {
+        "device": str(device),
+        "versions": {
+            "loupe": sae.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 2),
+        "command": " ".join(sys.argv),
+    }

@@ -1,0 +1,156 @@
+"""Which tokens of a split are scored, and which document each belongs to.
+
+Scored are all tokens but position 0 (an outlier, not data), BOS, EOS and PAD. A budget smaller
+than the split is spent on short runs of sequences spread evenly over all of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.base.errors import UserError
+from sae.store import ActivationStore
+
+BLOCK_ROWS = 2048  # rows read and scored at a time: one chunk of a store
+MAX_UNITS = 4096  # documents beyond this are folded together, to bound the tables
+MIN_DOCUMENTS = 10  # with fewer, sequences are resampled instead, and the evaluation says so
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Activations of B rows: the scored ones and those at position 0."""
+
+    x_BD: Tensor  # float32
+    unit_B: Tensor  # int64
+    scored_B: Tensor  # bool; the others are at position 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Whole sequences of a split (n of them), in runs of consecutive ones."""
+
+    store: ActivationStore
+    runs: list[range]  # absolute sequence numbers
+    tokens_ST: np.ndarray  # (n, T) int64
+    scored_ST: np.ndarray  # bool
+    unit_ST: np.ndarray  # int64, the unit of resampling of each token
+    units: int
+    over: Literal["documents", "sequences"]
+    special: frozenset[int]
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.scored_ST.sum())
+
+    def __iter__(self) -> Iterator[tuple[range, slice]]:
+        """The runs, each with where its sequences lie in `tokens_ST` and its like."""
+        start = 0
+        for run in self.runs:
+            yield run, slice(start, start + len(run))
+            start += len(run)
+
+    def batches(self, site: str, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """Activations of the whole sample, a run at a time."""
+        context = self.store.context
+        for run, where in self:
+            x = torch.from_numpy(self.store.read(site, run.start * context, run.stop * context)).to(
+                device, torch.float32
+            )
+            scored = torch.from_numpy(self.scored_ST[where].reshape(-1))
+            first = torch.zeros(len(run), context, dtype=torch.bool)
+            first[:, 0] = True
+            wanted = scored | first.flatten()
+            unit = torch.from_numpy(self.unit_ST[where].reshape(-1))
+            yield Batch(x[wanted.to(device)], unit[wanted], scored[wanted])
+
+    def some(self, sequences: int) -> "Sample":
+        """About that many sequences of this sample (at least one), from four places in it."""
+        starts = np.cumsum([0, *map(len, self.runs)])
+        places = np.linspace(0, len(self.runs) - 1, min(4, sequences)).round().astype(int)
+        places = np.unique(places).tolist()
+        each = max(1, sequences // len(places))
+        runs = [self.runs[i][:each] for i in places]
+        kept = np.concatenate(
+            [starts[i] + np.arange(len(run)) for i, run in zip(places, runs, strict=True)]
+        )
+        return replace(
+            self,
+            runs=runs,
+            tokens_ST=self.tokens_ST[kept],
+            scored_ST=self.scored_ST[kept],
+            unit_ST=self.unit_ST[kept],
+        )
+
+
+def draw(
+    store: ActivationStore,
+    split: str,
+    tokens: int,
+    special: frozenset[int] | set[int],
+    block_rows: int = BLOCK_ROWS,
+) -> Sample:
+    """About `tokens` tokens of a split, or all of it; `special` are the ids never scored.
+
+    Raises `UserError` if the split does not exist or holds no token that can be scored.
+    """
+    rows = store.rows_of(split)
+    first, stop = rows.start // store.context, rows.stop // store.context
+    per_block = max(1, block_rows // store.context)
+    wanted = min(stop - first, -(-tokens // max(1, store.context - 1)))
+    runs, tokens_ST, scored_ST = _read(store, _spread(first, stop, wanted, per_block), special)
+    if 0 < (found := int(scored_ST.sum())) < tokens and wanted < stop - first:
+        # Special tokens took more than position 0 did: make the budget whole.
+        wanted = min(stop - first, -(-wanted * tokens // found) + 1)
+        runs, tokens_ST, scored_ST = _read(store, _spread(first, stop, wanted, per_block), special)
+    if not scored_ST.any():
+        raise UserError(
+            f"The split `{split}` of {store.path} has no token to score; harvest more text."
+        )
+    unit_ST, units, over = _units(store, runs, scored_ST)
+    return Sample(store, runs, tokens_ST, scored_ST, unit_ST, units, over, frozenset(special))
+
+
+def _read(
+    store: ActivationStore, runs: list[range], special: frozenset[int] | set[int]
+) -> tuple[list[range], np.ndarray, np.ndarray]:
+    """The runs' tokens (n, T), and which of them are scored."""
+    empty = np.empty((0, store.context), np.int64)
+    tokens_ST = np.concatenate([empty, *(store.tokens(run.start, run.stop) for run in runs)])
+    scored_ST = ~np.isin(tokens_ST, sorted(special))
+    scored_ST[:, :1] = False
+    return runs, tokens_ST, scored_ST
+
+
+def _spread(first: int, stop: int, wanted: int, per_block: int) -> list[range]:
+    """Runs of at most `per_block` sequences, `wanted` in all, spread over [first, stop)."""
+    starts = np.arange(first, stop, per_block)
+    blocks = -(-wanted // per_block)
+    if blocks < len(starts):
+        starts = starts[np.linspace(0, len(starts) - 1, blocks).round().astype(int)]
+    runs, left = [], wanted
+    for start in starts.tolist():
+        run = range(start, min(start + per_block, stop, start + left))
+        left -= len(run)
+        if len(run):
+            runs.append(run)
+    return runs
+
+
+def _units(
+    store: ActivationStore, runs: list[range], scored_ST: np.ndarray
+) -> tuple[np.ndarray, int, Literal["documents", "sequences"]]:
+    """The unit of resampling of each token: its document, or its sequence if those are few."""
+    context = store.context
+    rows = np.concatenate([np.arange(r.start * context, r.stop * context) for r in runs])
+    documents = store.documents.of_rows(rows)
+    if len(np.unique(documents[scored_ST.reshape(-1)])) >= MIN_DOCUMENTS:
+        found, unit = np.unique(documents, return_inverse=True)
+        over, units = "documents", len(found)
+    else:
+        unit, units, over = np.arange(len(rows)) // context, len(rows) // context, "sequences"
+    return (unit % MAX_UNITS).reshape(scored_ST.shape), min(units, MAX_UNITS), over

@@ -1,0 +1,103 @@
+"""What a store is made of, and how it is laid out on disk.
+
+    activations.zarr/                     attributes: StoreSpec + schema + complete
+      tokens                              (S, T) uint16 or uint32
+      activations/<site>                  (S*T, D) float16; row r = (sequence r // T, position r % T)
+      statistics/<site>/mean              (D,) float64, and scalars as attributes
+      documents/{start,id_*,title_*}
+
+A chunk holds whole sequences of about 2 Ki rows, a shard about 64 Ki rows; every inner chunk
+ends in a CRC-32C, which zarr-python's own codec pipeline checks whichever way it is read.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from sae.base.errors import UserError
+
+SCHEMA = 1
+CHUNK_ROWS = 2048
+SHARD_ROWS = 65_536
+BYTES_PER_VALUE = 2  # float16
+
+Compression = Literal["none", "zstd"]
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that decides a store's content; two runs may share a store if these agree."""
+
+    sites: dict[str, int]  # site -> width D
+    context: int  # T
+    sequences: int  # S
+    splits: dict[str, tuple[int, int]]  # split -> [first, last) sequence
+    model: dict[str, Any]  # name, hash, layers, d_model
+    tokenizer_hash: str
+    corpus: dict[str, Any]  # description, hash
+    bos: int
+    harvested_as: str = "float32"  # the model's dtype; storage is always float16
+    compression: Compression = "none"
+
+    @property
+    def rows(self) -> int:
+        return self.sequences * self.context
+
+    @property
+    def chunk_sequences(self) -> int:
+        return max(1, CHUNK_ROWS // self.context)
+
+    @property
+    def shard_sequences(self) -> int:
+        return self.chunk_sequences * max(1, SHARD_ROWS // CHUNK_ROWS)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.sequences // self.shard_sequences)
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk before compression."""
+        return self.rows * (sum(self.sites.values()) * BYTES_PER_VALUE + 4)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """[first, last) sequence of a shard."""
+        first = shard * self.shard_sequences
+        return first, min(first + self.shard_sequences, self.sequences)
+
+    def attributes(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any], where: Path | str) -> "StoreSpec":
+        if attributes.get("schema") != SCHEMA:
+            raise UserError(
+                f"{where} is no activation store of schema {SCHEMA} (it says "
+                f"{attributes.get('schema')!r}); harvest again with this version of Loupe."
+            )
+        names = set(cls.__dataclass_fields__)
+        values = {k: v for k, v in attributes.items() if k in names}
+        values["splits"] = {k: (int(a), int(b)) for k, (a, b) in values["splits"].items()}
+        return cls(**values)
+
+
+def create_arrays(group: zarr.Group, spec: StoreSpec, tokens: np.ndarray) -> None:
+    """Creates the token table (filled) and one empty activation array per site."""
+    if spec.compression not in get_args(Compression):
+        raise UserError(f"`compression` is {spec.compression!r}; it must be `none` or `zstd`.")
+    group.create_array("tokens", data=tokens, chunks=(min(4096, max(1, len(tokens))), spec.context))
+    squeeze = [ZstdCodec(level=3)] if spec.compression == "zstd" else []
+    for site, width in spec.sites.items():
+        group.create_array(
+            f"activations/{site}",
+            shape=(spec.rows, width),
+            dtype="float16",
+            chunks=(spec.chunk_sequences * spec.context, width),
+            shards=(spec.shard_sequences * spec.context, width),
+            compressors=[*squeeze, Crc32cCodec()],
+            fill_value=0,
+        )

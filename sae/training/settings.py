@@ -1,0 +1,52 @@
+"""The few numbers that decide a training, and the rules behind their defaults."""
+
+import math
+from dataclasses import dataclass
+
+from sae.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a coder is trained. Lengths of training are in steps of `batch` tokens.
+
+    `learning_rate=None` follows the n^(-1/2) rule of Gao et al. 2024 (section 2.3): the best
+    rate falls with the square root of the number of latents.
+    """
+
+    steps: int
+    batch: int = 4096
+    learning_rate: float | None = None
+    warmup: float = 0.05  # share of steps, linear from 0
+    decay: float = 0.3  # share of steps at the end, linear to 0
+    auxk_coefficient: float = 1 / 32  # Gao et al. 2024, appendix A.2
+    auxk_k: int | None = None  # latents that model the residual; None: D / 2
+    dead_after: int = 1_000_000  # tokens without firing after which a latent is dead
+    grad_clip: float = 1.0  # largest norm of a coder's gradient
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "dead_after"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.warmup + self.decay <= 1:
+            raise UserError(
+                f"`warmup` {self.warmup} and `decay` {self.decay} are shares of the training; "
+                "together they must not exceed 1."
+            )
+
+    def peak_rate(self, d_sae: int) -> float:
+        """The learning rate after warm-up."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return BASE_RATE * math.sqrt(BASE_WIDTH / d_sae)
+
+    def rate(self, step: int, d_sae: int) -> float:
+        """The learning rate of a step: linear warm-up, plateau, linear decay to 0."""
+        rise = (step + 1) / max(1.0, self.warmup * self.steps)
+        fall = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.peak_rate(d_sae) * max(0.0, min(1.0, rise, fall))
+
+
+BASE_WIDTH = 2**14
+BASE_RATE = 5e-4  # at BASE_WIDTH; see docs/training.md for the sweep that chose it

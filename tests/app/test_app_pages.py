@@ -1,0 +1,295 @@
+"""The pages, run in process by Streamlit's AppTest: what they show, and what a click changes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.run_folder import ENVIRONMENT
+from sae.features import FeatureIndex
+
+ROOT = Path(__file__).parent.parent.parent
+BROWSER = ROOT / "app" / "browser.py"
+PAGES = ("overview", "features", "feature", "prompt")
+
+
+@pytest.fixture
+def run(hostile_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of one's own, to write notes into."""
+    folder = tmp_path / "demo"
+    shutil.copytree(hostile_run / "features" / "hostile", folder / "features" / "hostile")
+    shutil.copytree(hostile_run / "evaluation", folder / "evaluation")
+    monkeypatch.setenv(ENVIRONMENT, str(folder))
+    return folder
+
+
+def open_page(name: str = "overview", **query: str) -> AppTest:
+    app = AppTest.from_file(BROWSER, default_timeout=60).run()
+    if name != "overview":
+        app.switch_page(f"pages_/{name}.py")
+    for key, value in query.items():
+        app.query_params[key] = value
+    return check(app.run())
+
+
+def check(app: AppTest) -> AppTest:
+    assert [error.value for error in app.exception] == []
+    return app
+
+
+def view(app: AppTest, key: str) -> dict[str, Any]:
+    """What the token view with this key was given."""
+    found = [e for e in app.get("bidi_component") if e.key == key]
+    assert len(found) == 1, f"{key} is not on the page"
+    return json.loads(found[0].proto.json)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def said(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.error, app.code)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_imports_torch(name: str, hostile_run: Path) -> None:
+    script = f"""
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file({str(BROWSER)!r}, default_timeout=60).run()
+app.switch_page("pages_/{name}.py").run()
+sys.exit(str([e.value for e in app.exception]) if app.exception else int("torch" in sys.modules))
+"""
+    environment = {**os.environ, ENVIRONMENT: str(hostile_run), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_overview_shows_the_evaluation_with_its_interval(run: Path) -> None:
+    app = open_page()
+    tiles = {metric.label: metric for metric in app.metric}
+    assert tiles["Explained variance"].value == "0.912"
+    assert "0.908 to 0.916" in tiles["Explained variance"].help
+    assert tiles["Alive (200 k tokens)"].value == "97.5 %"
+    assert [bar["shown"] for bar in view(app, "overview-controls")["items"]] == [
+        "0.912",
+        "0.780",
+        "0.210",
+    ]
+    assert len(view(app, "gallery")["items"]) == 12
+
+
+def test_random_feature_opens_one_that_fires(run: Path) -> None:
+    app = open_page()
+    app.button[0].click().run()
+    check(app)
+    index = FeatureIndex.open(run / "features" / "hostile")
+    assert index.table.loc[int(app.query_params["feature"]), "count"] > 0
+
+
+def test_what_is_missing_names_the_command_that_makes_it(run: Path) -> None:
+    (run / "evaluation" / "hostile.json").unlink()
+    app = open_page()
+    assert f"sae evaluate {run}" in said(app)
+    assert len(view(app, "gallery")["items"]) == 12
+    (run / "coders" / "bare").mkdir(parents=True)
+    (run / "coders" / "bare" / "cfg.json").write_text("{}")
+    for name in PAGES:
+        app = open_page(name, coder="bare")
+        assert f"sae index {run}" in said(app)
+
+
+def test_without_a_run_the_browser_says_how_to_start_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "nowhere"))
+    assert "is not a folder" in said(open_page())
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    assert "holds no coder yet" in said(open_page())
+
+
+def test_features_are_filtered_sorted_and_counted(run: Path) -> None:
+    app = open_page("features", filter="density<0.005 count>0", sort="density", order="down")
+    shown = view(app, "table")["items"]
+    index = FeatureIndex.open(run / "features" / "hostile")
+    table = index.table[(index.table["density"] < 0.005) & (index.table["count"] > 0)]
+    expected = table.sort_values("density", ascending=False, kind="stable")["id"].tolist()
+    assert [item["id"] for item in shown] == expected
+    assert f"{len(expected)} of 40 features" in said(app)
+
+
+def test_a_wrong_filter_is_explained(run: Path) -> None:
+    app = open_page("features", filter="densty>1")
+    assert "Did you mean" in said(app)
+    assert "density" in app.error[0].value
+    assert not app.get("bidi_component")
+
+
+def test_a_preset_adds_a_term_and_takes_it_out_again(run: Path) -> None:
+    app = open_page("features", filter="density<0.5", page="2")
+    app.get_by_key("preset").set_value(["alive"]).run()
+    assert app.query_params["filter"] == "density<0.5 count>0"
+    assert "page" not in app.query_params
+    app.get_by_key("preset").set_value(["alive"]).run()
+    assert app.query_params["filter"] == "density<0.5"
+    check(app)
+
+
+def test_the_saved_filter_is_one_that_export_reads(run: Path, tmp_path: Path) -> None:
+    from app.pages_ import __file__ as pages
+
+    expression = 'label:"dead"'
+    saved = tmp_path / "filter.json"
+    saved.write_text(json.dumps({"filter": expression}, ensure_ascii=False))
+    from sae.features import select
+
+    index = FeatureIndex.open(run / "features" / "hostile")
+    assert select(index, f"@{saved}").tolist() == [4]
+    assert Path(pages).is_file()
+
+
+def test_a_deep_link_shows_the_feature_with_its_examples(run: Path) -> None:
+    app = open_page("feature", feature="7", tab="quantiles", context="32")
+    shown = view(app, "examples")
+    index = FeatureIndex.open(run / "features" / "hostile")
+    expected = index.examples(7, "quantiles", context=32)
+    assert [item["row"] for item in shown["items"]] == [e.row for e in expected]
+    assert shown["high"] == pytest.approx(index.table.loc[7, "max"])
+    assert app.number_input(key="feature").value == 7
+
+
+@pytest.mark.parametrize("tab", ["top", "quantiles", "bin", "random", "near-miss"])
+@pytest.mark.parametrize("feature", [4, 5, 7])
+def test_every_kind_of_example_of_dead_dense_and_hostile_features(
+    run: Path, tab: str, feature: int
+) -> None:
+    app = open_page("feature", feature=str(feature), tab=tab, context="full")
+    if feature == 4:
+        assert "never fires" in said(app)
+    elif (feature, tab) != (5, "near-miss"):  # it fires on every token
+        assert view(app, "examples")["items"]
+
+
+def test_the_chosen_bin_filters_the_examples(run: Path) -> None:
+    index = FeatureIndex.open(run / "features" / "hostile")
+    histogram = index.histogram(1)
+    low, high = histogram.edges[5], histogram.edges[6]
+    app = open_page("feature", feature="1", tab="bin", bin="5")
+    acts = [item["activation"] for item in view(app, "examples")["items"]]
+    assert acts
+    assert all(low <= act < high for act in acts)
+
+
+def test_a_feature_that_does_not_exist_is_told_with_the_range(run: Path) -> None:
+    app = open_page("feature", feature="4000")
+    assert "0 to 39" in app.error[0].value.replace("\\", "")
+    app.button[0].click().run()
+    assert check(app).number_input(key="feature").value == 0
+
+
+def test_next_and_previous_stay_within_the_filter_and_go_round(run: Path) -> None:
+    app = open_page("feature", feature="3", filter="3,8,20", bin="2")
+    app.button(key="step-Right").click().run()
+    assert app.query_params["feature"] == "8"
+    assert "bin" not in app.query_params
+    app.button(key="step-Left").click().run()
+    app.button(key="step-Left").click().run()
+    assert app.query_params["feature"] == "20"
+    assert "3 of 3" in said(app)
+    app.number_input(key="feature").set_value(11).run()
+    assert "not among 3" in said(check(app))
+
+
+def test_labels_stars_and_tags_are_kept_and_undone(run: Path) -> None:
+    app = open_page("feature", feature="8")
+    app.text_input(key="label-8").set_value("script *tags*").run()
+    app.button(key="star").click().run()
+    app.multiselect(key="tags-8").set_value(["danger"]).run()
+    check(app)
+    table = view(open_page("features", filter="starred"), "table")["items"]
+    assert [(item["id"], item["label"], item["star"]) for item in table] == [
+        (8, "script *tags*", True)
+    ]
+    assert table[0]["tags"] == ["danger"]
+    app = open_page("feature", feature="8")
+    assert r"script \*tags\*" in said(app)
+    for _ in range(3):
+        app.button(key="undo").click().run()
+    assert "alert" in app.markdown[0].value
+    notes = FeatureIndex.open(run / "features" / "hostile").notes
+    assert notes.export_json()["features"] == {}
+
+
+def test_malicious_labels_are_escaped(run: Path) -> None:
+    notes = FeatureIndex.open(run / "features" / "hostile").notes
+    notes.set_label(0, "<img src=x onerror=alert(1)> :red[x] $y$")
+    app = open_page("feature", feature="0")
+    head = next(m.value for m in app.markdown if "img" in m.value)
+    assert head == r"## \<img src\=x onerror\=alert\(1\)\> \:red\[x\] \$y\$"
+
+
+def test_the_feature_page_is_fast(run: Path) -> None:
+    app = open_page("feature", feature="7")
+    times = []
+    for feature in (1, 3, 5, 9):
+        app.query_params["feature"] = str(feature)
+        start = time.perf_counter()
+        app.run()
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5  # 0.07 s on a free machine; the bound allows for a busy one
+
+
+def test_the_prompt_page_reads_a_text(
+    live_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(live_run))
+    text = "He said <b>no</b>"
+    app = open_page("prompt", coder="live", text=text)
+    strip = view(app, "strip")["tokens"]
+    assert "".join(strip["text"][1:]) == text
+    assert len(strip["at"]) == len(text)  # an error for each token but BOS
+    items = view(app, "token-features")["items"]
+    assert len(items) == 4  # k
+    assert [i["value"] for i in items] == sorted((i["value"] for i in items), reverse=True)
+    heat = view(app, "heat")["items"]
+    assert heat[0]["feature"] in {i["feature"] for i in heat}
+    for rank in ("percentile", "surprise"):
+        other = open_page("prompt", coder="live", text=text, rank=rank, density="0.1", token="3")
+        check(other)
+        assert view(other, "strip")["tokens"]["selected"] == 3
+
+
+def test_without_weights_the_prompt_page_names_the_command(run: Path) -> None:
+    assert "sae train" in said(open_page("prompt", text="a")).replace("\\", "")
+
+
+def test_the_live_test_shows_this_feature(
+    live_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(live_run))
+    index = FeatureIndex.open(live_run / "features" / "live")
+    feature = int(index.table["count"].argmax())
+    app = open_page("feature", coder="live", feature=str(feature))
+    app.session_state["live"] = True
+    app.run()
+    app.text_area(key="live-text").set_value("Who is there?").run()
+    shown = view(check(app), "live-tokens")["tokens"]
+    assert "".join(shown["text"][1:]) == "Who is there?"
+    assert shown["at"]
+
+
+def test_another_coder_forgets_the_feature(
+    live_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(live_run))
+    app = open_page("feature", coder="live", feature="40", bin="3", filter="density>0")
+    app.selectbox(key="coder").set_value("hostile").run()
+    check(app)
+    assert app.query_params == {"filter": "density>0"}

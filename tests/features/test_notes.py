@@ -1,0 +1,126 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from sae.base.errors import UserError
+from sae.features import FeatureIndex, Notes
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    return Notes(tmp_path / "notes.sqlite3", "hash-a", width=40)
+
+
+def test_reading_makes_no_file(notes: Notes) -> None:
+    assert notes.labels() == {}
+    assert notes.undo() is None
+    assert notes.history() == []
+    assert not notes.path.exists()
+
+
+def test_labels_stars_and_tags(notes: Notes) -> None:
+    notes.set_label(3, "  names ")
+    notes.star(3)
+    notes.tag(3, "people", "english")
+    notes.tag(3, "people")
+    notes.untag(3, "english")
+    again = Notes(notes.path, "hash-a")
+    assert again.label(3) == "names"
+    assert again.stars() == {3}
+    assert again.tags() == {3: ["people"]}
+    again.set_label(3, "")
+    again.star(3, on=False)
+    assert again.labels() == {}
+    assert again.stars() == set()
+
+
+def test_history_and_undo(notes: Notes) -> None:
+    notes.set_label(1, "first")
+    notes.set_label(1, "second")
+    notes.set_label(2, "other")
+    notes.set_label(2, "other")  # no change, no entry
+    assert [change.value for change in notes.history()] == ["first", "second", "other"]
+    taken_back = notes.undo(1)
+    assert taken_back is not None
+    assert taken_back.value == "second"
+    assert notes.labels() == {1: "first", 2: "other"}
+    notes.undo()
+    assert notes.labels() == {1: "first"}
+    notes.undo()
+    assert notes.labels() == {}
+    assert notes.undo() is None
+    assert [change.undone for change in notes.history()] == [True] * 3
+    notes.set_label(1, "third")
+    assert notes.label(1) == "third"
+
+
+def test_notes_belong_to_one_coder(notes: Notes) -> None:
+    notes.set_label(1, "mine")
+    other = Notes(notes.path, "hash-b")
+    assert other.labels() == {}
+    assert other.undo() is None
+    assert notes.labels() == {1: "mine"}
+
+
+def test_notes_travel_as_json(notes: Notes, tmp_path: Path) -> None:
+    notes.set_label(1, "naïve “quotes” <b>")
+    notes.star(2)
+    notes.tag(2, "x")
+    other = Notes(tmp_path / "other.sqlite3", "hash-a", width=40)
+    other.set_label(1, "before")
+    assert other.import_json(notes.export_json()) == 2
+    assert other.export_json() == notes.export_json()
+    other.undo(1)
+    assert other.label(1) == "before"
+
+
+@pytest.mark.parametrize(
+    ("mend", "message"),
+    [
+        ({"coder_hash": "hash-b"}, "belong to the coder"),
+        ({"schema": 9}, "no notes of Loupe"),
+        ({"features": {"40": {"label": "x"}}}, "end at 39"),
+        ({"features": {"x": {"label": "x"}}}, "does not exist"),
+        ({"features": {"1": {"label": "kept out"}, "2": {"label": 5}}}, "malformed"),
+        ({"features": {"1": {"tags": "abc"}}}, "malformed"),
+    ],
+)
+def test_bad_notes_change_nothing(notes: Notes, mend: dict, message: str) -> None:
+    good = {"schema": 1, "coder_hash": "hash-a", "features": {}}
+    with pytest.raises(UserError, match=message):
+        notes.import_json(good | mend)
+    assert notes.history() == []
+
+
+def test_a_feature_beyond_the_dictionary(notes: Notes) -> None:
+    with pytest.raises(UserError, match="end at 39"):
+        notes.set_label(40, "x")
+
+
+def test_many_threads_write(notes: Notes) -> None:
+    threads = [threading.Thread(target=notes.set_label, args=(n, f"label {n}")) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert notes.labels() == {n: f"label {n}" for n in range(8)}
+
+
+def test_the_users_label_wins(index_folder: Path, tmp_path: Path) -> None:
+    index = FeatureIndex.open(index_folder)
+    index.notes = Notes(tmp_path / "notes.sqlite3", index.meta["coder_hash"])
+    automatic = index.labels()
+    index.notes.set_label(0, "the word return")
+    index.notes.star(1)
+    index.notes.tag(2, "bigram")
+    view = index.view()
+    assert index.labels()[0] == view["label"][0] == "the word return"
+    assert view["label_kind"][0] == "user"
+    assert view["label_score"].isna()[0]
+    assert index.labels()[1:].equals(automatic[1:])
+    assert view.index[view["star"]].tolist() == [1]
+    assert view["tags"][2] == ["bigram"]
+    assert index.table["label"][0] == automatic[0]
+    index.notes.undo(0)
+    assert index.labels()[0] == automatic[0]
