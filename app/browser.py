@@ -23,6 +23,8 @@ pages = [
 ]
 # The menu is drawn below: the links of Streamlit's own forget which coder one looks at.
 chosen = st.navigation(pages, position="hidden")
+state.repair()
+state.follow()
 
 try:
     run = pagekit.current_run()

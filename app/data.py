@@ -87,16 +87,23 @@ def _index(folder: str, stamp: int) -> FeatureIndex:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _table(folder: str, stamp: int, notes: int) -> pd.DataFrame:
+def _tops(folder: str, stamp: int) -> dict[str, np.ndarray]:
+    """Columns that notes never change: the top token's text, the largest promoted logit."""
     index = _index(folder, stamp)
-    table = index.view()
-    names = index.vocabulary.names
-    return table.assign(
-        top_token=[names[ids[0]] if len(ids) else "" for ids in table["top_token_ids"]],
-        promoted_logit=[
-            logits[0] if len(logits) else np.nan for logits in table["promoted_logits"]
-        ],
+    names, ids, logits = (
+        index.vocabulary.names,
+        index.table["top_token_ids"],
+        index.table["promoted_logits"],
     )
+    return {
+        "top_token": np.array([names[found[0]] if len(found) else "" for found in ids], object),
+        "promoted_logit": np.array([found[0] if len(found) else np.nan for found in logits]),
+    }
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _table(folder: str, stamp: int, notes: int) -> pd.DataFrame:
+    return _index(folder, stamp).view().assign(**_tops(folder, stamp))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -63,11 +63,18 @@ class Reading:
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model …")
 def _pair(model: str, folder: str, coder_hash: str) -> Pair:
-    from sae.coders import load_coder
+    import sae.coders as coders
+    from sae.features.builder import weights_hash
     from sae.lm import load_lm
 
+    coder = coders.load_coder(folder)
+    if coder_hash not in (coders.coder_hash(folder), weights_hash(coder)):
+        raise UserError(
+            f"The coder in {folder} is not the one that this index was made with; make the index "
+            "again with `sae index`."
+        )
     lm = load_lm(model, dtype="float32")
-    return Pair(lm, load_coder(folder, device=str(lm.device)), threading.Lock())
+    return Pair(lm, coder.to(lm.device), threading.Lock())
 
 
 def load(here: Here) -> Pair:

@@ -6,16 +6,21 @@ the same name before the widget is drawn, and hands out the callback that writes
 parameter, such as "open feature 7 of coder b".)
 """
 
+import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 T = TypeVar("T")
 
 CARRIED = ("coder", "filter", "sort", "order", "context")
 """Parameters that stay when another page or feature is opened."""
 FEATURE_PAGE = "pages_/feature.py"
+PATIENCE = 5.0
+"""Seconds after which a click is not taken for one that had not heard of the last change."""
+_WAY, _WRITTEN = "way-to-feature", "written-parameters"
 
 
 def value(name: str, default: T, parse: Callable[[str], T] = str) -> T:
@@ -42,14 +47,54 @@ def one_of(options: list[str]) -> Callable[[str], str]:
 
 def put(**changes: Any) -> None:
     """Writes parameters, all in one step of the browser's history; None takes one away."""
-    new = st.query_params.to_dict()
+    repair()
+    old = st.query_params.to_dict()
+    new = dict(old)
     for name, wanted in changes.items():
         if wanted is None:
             new.pop(name, None)
         else:
             new[name] = str(wanted)
-    if new != st.query_params.to_dict():
+    if new != old:
         st.query_params.from_dict(new)
+        olds = [*_unheard().olds, old]
+        st.session_state[_WRITTEN] = _Written(olds, new, _page(), time.monotonic())
+
+
+def repair() -> None:
+    """Puts right a URL that is behind; called before parameters are read, once per run.
+
+    The client sends its URL with every click, and a click made before it has heard of the last
+    `put` carries the URL from before: taken at its word, it would undo that. (Typing a text and
+    pressing a button does just this: the field's change and the click come as two requests.)
+    Steps in the browser's history mean what they say.
+    """
+    written, context = _unheard(), get_script_run_ctx()
+    now = st.query_params.to_dict()
+    stepped = context is not None and context.is_history_navigation
+    late = time.monotonic() - written.time > PATIENCE
+    if now == written.new or stepped or late or written.page != _page():
+        st.session_state.pop(_WRITTEN, None)
+    elif now in written.olds:
+        st.query_params.from_dict(written.new)
+
+
+class _Written(NamedTuple):
+    """The last `put`: URLs from before that may still come in, the new one, its page and time."""
+
+    olds: list[dict[str, str]]
+    new: dict[str, str]
+    page: str
+    time: float
+
+
+def _unheard() -> _Written:
+    return st.session_state.get(_WRITTEN, _Written([], {}, "", 0.0))
+
+
+def _page() -> str:
+    context = get_script_run_ctx()
+    return context.page_script_hash if context is not None else ""
 
 
 def bound(
@@ -81,5 +126,13 @@ def carried(**more: Any) -> dict[str, str]:
 
 
 def open_feature(feature: int) -> None:
-    """Goes to a feature's page; call it in a callback."""
-    st.switch_page(FEATURE_PAGE, query_params=carried(feature=feature))
+    """Goes to a feature's page; call it in a callback, also of a dialog or fragment."""
+    st.session_state[_WAY] = carried(feature=feature)
+    st.rerun()
+
+
+def follow() -> None:
+    """Goes where a callback wanted to; for the script that all pages share."""
+    query = st.session_state.pop(_WAY, None)
+    if query is not None:
+        st.switch_page(FEATURE_PAGE, query_params=query)

@@ -130,8 +130,8 @@ def verify_command(path: Path) -> None:
 def _config(run: Path | None, extra: Sequence[str]) -> RunConfig:
     file = run
     overrides = _overrides(extra)
-    if run is not None and "=" in str(run):  # a setting where the RUN could stand
-        file, overrides = None, [str(run), *overrides]
+    if run is not None and ("=" in str(run) or str(run).startswith("--")):
+        file, overrides = None, _overrides([str(run), *extra])  # a setting where RUN could stand
     elif run is not None and run.is_dir():
         file = run / "run.yaml"
         if not file.exists():
@@ -171,13 +171,13 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
         print_summary(config)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        cli(standalone_mode=False)
+        cli(arguments, standalone_mode=False)
     except UserError as error:
         _fail(str(error))
     except click.exceptions.Abort:

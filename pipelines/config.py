@@ -15,8 +15,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelConfig(Section):
-    name: str = Field("pocket", description="`pocket`, a folder in Hugging Face layout, or a hub id")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; default: the best there is")
+    name: str = Field(
+        "pocket", description="`pocket`, a folder in Hugging Face layout, or a hub id"
+    )
+    device: str | None = Field(
+        None, description="cpu, cuda, cuda:1, mps; default: the best there is"
+    )
     dtype: str | None = Field(None, description="float32 or bfloat16; default: bfloat16 if native")
 
 
@@ -67,7 +71,9 @@ class TrainConfig(Section):
     decay: Share = Field(0.3, description="share of steps, at the end, in which it falls to 0")
     auxk_coefficient: float = Field(1 / 32, ge=0, description="weight of the dead latents' loss")
     auxk_k: Count | None = Field(None, description="dead latents per token; default: D / 2")
-    dead_after: Count = Field(1_000_000, description="tokens without firing that make a latent dead")
+    dead_after: Count = Field(
+        1_000_000, description="tokens without firing that make a latent dead"
+    )
     seed: int = Field(0, description="of the order of the data")
     window: Count = Field(64, description="chunks of 2 Ki rows that are shuffled together")
     checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints")

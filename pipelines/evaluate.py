@@ -3,9 +3,10 @@
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.progress import progress
+from pipelines.progress import steps_progress
+from sae.base.errors import UserError
 from sae.base.files import read_json, write_json
-from sae.coders import load_coder
+from sae.coders import coder_hash, load_coder
 from sae.lm import load_lm
 from sae.metrics import evaluate
 from sae.store import ActivationStore
@@ -19,7 +20,7 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
     lm = load_lm(config.model.name, config.model.device, "float32")
     check_same_model(store, lm.hash, config)
     wanted = config.evaluate
-    with progress(f"evaluate {name}", 1.0, unit="runs") as update:
+    with steps_progress(f"evaluate {name}") as report:
         result = evaluate(
             coder,
             store,
@@ -27,7 +28,8 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
             tokens=wanted.tokens,
             loss_tokens=wanted.loss_tokens,
             seed=wanted.seed,
-            progress=update,
+            progress=report,
+            coder_hash=coder_hash(config.coder_folder(name)),
         )
     folder = config.folder / "evaluation"
     write_json(folder / f"{name}.json", result)
@@ -45,8 +47,6 @@ def write_run_report(config: RunConfig) -> None:
 
 
 def check_same_model(store: ActivationStore, model_hash: str, config: RunConfig) -> None:
-    from sae.base.errors import UserError
-
     if store.spec.model["hash"] != model_hash:
         raise UserError(
             f"{store.path} was harvested from another model than `{config.model.name}` "

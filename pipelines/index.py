@@ -4,9 +4,9 @@ from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.evaluate import check_same_model
-from pipelines.progress import progress
+from pipelines.progress import steps_progress
 from sae.base.files import read_json
-from sae.coders import load_coder
+from sae.coders import coder_hash, load_coder
 from sae.features import build_index
 from sae.lm import load_lm
 from sae.store import ActivationStore
@@ -18,7 +18,7 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
     coder = load_coder(config.coder_folder(name))
     lm = load_lm(config.model.name, "cpu", "float32")
     check_same_model(store, lm.hash, config)
-    with progress(f"index {name}", 1.0, unit="runs") as update:
+    with steps_progress(f"index {name}") as report:
         folder = build_index(
             coder,
             store,
@@ -26,7 +26,8 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
             lm=lm,
             tokens=config.index.tokens,
             name=name,
-            progress=update,
+            progress=report,
+            coder_hash=coder_hash(config.coder_folder(name)),
         )
     meta = read_json(folder / "index.json")
     return {"tokens": meta["tokens"], "d_sae": meta["d_sae"]}

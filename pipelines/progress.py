@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -72,6 +72,22 @@ def _lines(what: str, total: float, unit: str) -> Update:
         sys.stdout.flush()
 
     return update
+
+
+@contextmanager
+def steps_progress(prefix: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields `report(what, done, total)` for work that names its own steps, one bar for each."""
+    with ExitStack() as open_bars:
+        updates: dict[str, Update] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in updates:
+                updates[what] = open_bars.enter_context(
+                    progress(f"{prefix}: {what}", total, unit="steps")
+                )
+            updates[what](done)
+
+        yield report
 
 
 def human_count(value: float) -> str:

@@ -159,7 +159,8 @@ def plan(
         stale = [
             coder
             for coder in coders
-            if forced or not manifest.is_current(_item(stage, coder), fingerprint(config, stage, coder))
+            if forced
+            or not manifest.is_current(_item(stage, coder), fingerprint(config, stage, coder))
         ]
         if stale:
             todo.append((stage, stale))
@@ -215,7 +216,9 @@ def _item(stage: Stage, coder: str | None) -> str:
 
 def _common(stage: Stage, config: RunConfig, coders: Sequence[str | None]) -> str:
     paths = [path for coder in coders for path in stage.outputs(config, coder)]
-    return ", ".join(str(path.parent if path.name in ("cfg.json", "index.json") else path) for path in paths)
+    return ", ".join(
+        str(path.parent if path.name in ("cfg.json", "index.json") else path) for path in paths
+    )
 
 
 def _model_identity(name: str) -> str:

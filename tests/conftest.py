@@ -66,7 +66,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_lm(tiny_folder: Path):  # noqa: ANN201 -- torch is imported by the tests that need it
+def tiny_lm(tiny_folder: Path):
     from sae.lm import load_lm
 
     return load_lm(str(tiny_folder), device="cpu", dtype="float32")
@@ -82,14 +82,13 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_config(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
+def tiny_settings(folder: Path, model: Path, corpus: Path) -> list[str]:
     """Settings of a whole run that takes seconds."""
     return [
-        f"folder={tmp_path / 'run'}",
-        f"model.name={tiny_folder}",
+        f"folder={folder}",
+        f"model.name={model}",
         "model.dtype=float32",
-        f"corpus.source={tiny_corpus}",
+        f"corpus.source={corpus}",
         "corpus.train_tokens=6000",
         "corpus.heldout_tokens=2000",
         "harvest.sites=[blocks.0.hook_resid_post]",
@@ -100,3 +99,8 @@ def tiny_config(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path) -> list[st
         "evaluate.loss_tokens=1500",
         "index.tokens=6000",
     ]
+
+
+@pytest.fixture
+def tiny_config(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
+    return tiny_settings(tmp_path / "run", tiny_folder, tiny_corpus)

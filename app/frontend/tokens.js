@@ -31,12 +31,20 @@ function tokenRun(view, run, breaks) {
   return line
 }
 
+// A token that stands alone shows the spaces at its ends.
+function withEnds(pieces) {
+  if (Array.isArray(pieces)) return pieces
+  const body = pieces.trim()
+  const lead = body ? pieces.indexOf(body) : pieces.length
+  return ["", "·".repeat(lead), body, "·".repeat(pieces.length - lead - body.length)]
+}
+
 function fillTip(view, run, i) {
   return (box) => {
     const head = make("div", "tip-token")
     const name = joined(run.text[i])
     if (name === "") head.append(make("span", "mark", "(rest of the character before)"))
-    else addPieces(head, name.trim() === "" ? ["", "·".repeat(name.length)] : run.text[i], false)
+    else addPieces(head, withEnds(run.text[i]), false)
     box.append(head)
     const found = run.at[i]
     const value = view.data.share ? percent : short

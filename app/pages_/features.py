@@ -139,7 +139,7 @@ def downloads(here: data.Here, ids: np.ndarray) -> None:
     expression = state.value("filter", "")
     saved = json.dumps({"filter": expression}, ensure_ascii=False) + "\n"
     st.download_button(
-        "Filter",
+        "Save filter",
         saved,
         "filter.json",
         "application/json",
@@ -190,10 +190,11 @@ if len(ids):
 else:
     st.caption("No feature satisfies every term of this filter.")
 if pages > 1:
-    st.session_state["page"] = page
+    key = f"page-{page}-of-{pages}"
     with st.container(horizontal_alignment="center"):
         st.pagination(
             pages,
-            key="page",
-            on_change=lambda: state.put(page=st.session_state["page"]),
+            default=page,
+            key=key,
+            on_change=lambda: state.put(page=st.session_state[key]),
         )

@@ -18,6 +18,7 @@ EXAMPLES = {
 DENSITIES = {"1": "all", "0.1": "≤ 10 %", "0.01": "≤ 1 %"}
 COUNTS = ["10", "20", "40"]
 TOP_IN_TIP = 3
+DENSITY_HINT = "Hides features that fire on more tokens of the index than this."
 MEANINGS = {
     "activation": "The raw activation.",
     "percentile": "How much of the feature's own activations in the index are not larger.",
@@ -48,8 +49,7 @@ def use_example(text: str) -> None:
     state.put(text=text, token=None)
 
 
-def choose(name: str, label: str, options: list[str], names: Any, help: str) -> str:
-    default = options[0]
+def choose(name: str, label: str, options: list[str], default: str, names: Any, help: str) -> str:
     write_back = state.bound(name, default, state.one_of(options))
     st.segmented_control(
         label,
@@ -122,7 +122,7 @@ def token_features(here: data.Here, found: live.Firings, position: int) -> None:
         for i in found.at(position, rank)
     ]
     head = ["feature", *(["activation"] if rank != "activation" else []), rank]
-    with st.container(height=520, border=False):
+    with st.container(height=680, border=False):
         component.view(
             "bars",
             "token-features",
@@ -185,17 +185,14 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "rank",
         "Rank by",
         list(live.RANKS),
+        "activation",
         live.RANKS.__getitem__,
         "\n".join(f"- {live.RANKS[name]}: {meaning}" for name, meaning in MEANINGS.items()),
     )
     densest = choose(
-        "density",
-        "Density",
-        list(DENSITIES),
-        DENSITIES.__getitem__,
-        "Hides features that fire often.",
+        "density", "Density", list(DENSITIES), "1", DENSITIES.__getitem__, DENSITY_HINT
     )
-    n = int(choose("n", "Features", COUNTS, str, "Rows of the heat map."))
+    n = int(choose("n", "Features", COUNTS, "20", str, "Rows of the heat map."))
 
 found = live.firings(here.index, reading, float(densest))
 last = len(reading.token_ids) - 1
@@ -207,13 +204,13 @@ with left:
     missed = float(reading.error[1:].mean())
     cut = " The text was cut to the model's context." if reading.cut else ""
     st.caption(
-        f"Colour: the share of a token's squared norm that the reconstruction misses, "
+        "Colour: the share of a token's squared norm that the reconstruction misses, "
         f"{figures.share(missed)} on average. Click a token for its features.{cut}"
     )
+    st.markdown("##### Features by tokens")
+    heat_map(here, reading, found, n)
 with right:
     name = payload.token_name(here.index.vocabulary, int(reading.token_ids[selected]))
     name = name if isinstance(name, str) else "".join(name)
     st.markdown(f"##### Features on `{name.replace('`', 'ˋ')}` · {selected}")
     token_features(here, found, selected)
-st.markdown("##### Features by tokens")
-heat_map(here, reading, found, n)

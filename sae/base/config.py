@@ -101,8 +101,10 @@ def describe(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any
             many = ".0" if field.annotation is not inner else ""
             yield from describe(inner, f"{prefix}{name}{many}.")
         else:
-            yield f"{prefix}{name}", field.get_default(call_default_factory=True), (
-                field.description or ""
+            yield (
+                f"{prefix}{name}",
+                field.get_default(call_default_factory=True),
+                (field.description or ""),
             )
 
 

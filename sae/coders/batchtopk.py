@@ -47,7 +47,7 @@ class BatchTopK(Coder):
         return self._sparse_forward(x_BD, support, kernels)
 
     def for_inference(self) -> JumpReLU:
-        out = JumpReLU(self.d_in, self.d_sae)
+        out = JumpReLU(self.d_in, self.d_sae).to(self.W_enc_FD)
         out.load_saved(
             {**self.saved_tensors(), "threshold": self.threshold.clamp(min=0).expand(self.d_sae)}
         )

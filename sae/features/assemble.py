@@ -15,6 +15,7 @@ from sae import __version__
 from sae.base.files import sha256_file, write_json
 from sae.features import layout
 from sae.features.labels import label_features
+from sae.features.notes import copy_notes
 from sae.features.scatter import scatter
 from sae.features.statistics import feature_statistics
 from sae.features.vocabulary import Vocabulary
@@ -135,9 +136,9 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
         if path.name != layout.META and path.name not in layout.FILES:
             path.unlink()
     if folder.exists():
-        for path in folder.glob(layout.NOTES + "*"):
-            shutil.copy2(path, partial / path.name)
-        old = folder.with_name(folder.name + ".old")
+        if (folder / layout.NOTES).exists():
+            copy_notes(folder / layout.NOTES, partial / layout.NOTES)
+        old = _old(folder)
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
         os.replace(partial, folder)
@@ -145,6 +146,17 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
     else:
         os.replace(partial, folder)
     return folder
+
+
+def recover(folder: Path) -> None:
+    """Brings back the index that a kill between two renames left aside."""
+    if not folder.exists() and _old(folder).exists():
+        os.replace(_old(folder), folder)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
 
 
 def _save_unless_there(path: Path, array: np.ndarray) -> None:

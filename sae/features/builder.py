@@ -16,7 +16,7 @@ from safetensors.torch import save
 from sae.base.errors import UserError
 from sae.base.files import read_json, require_free_space, sha256_json
 from sae.features import layout
-from sae.features.assemble import DecoderEffects, Progress, assemble
+from sae.features.assemble import DecoderEffects, Progress, assemble, recover
 from sae.features.effects import decoder_effects
 from sae.features.selection import Selection, choose, documents_of
 from sae.features.spill import PROGRESS, Spill
@@ -64,6 +64,7 @@ def build_index(
     folder = Path(folder)
     site = _site(coder, store)
     selection = choose(store, tokens)
+    recover(folder)
     coder_hash = coder_hash or weights_hash(coder)
     what = {
         "coder": coder_hash,

@@ -118,25 +118,18 @@ class FeatureIndex:
 
     def labels(self) -> pd.Series:
         """Label of every feature: the user's where there is one, else the automatic one."""
-        labels = self.table["label"].to_list()
-        for feature, label in self.notes.labels().items():
-            labels[feature] = label
-        return pd.Series(labels, name="label", dtype="str")
+        return _replaced(self.table.loc[:, "label"], self.notes.labels())
 
     def view(self) -> pd.DataFrame:
         """`table` with the user's labels laid over (`label_kind` "user"), and `star`, `tags`."""
-        table = self.table.copy()
-        table["label"] = self.labels()
-        kinds, scores = table["label_kind"].copy(), table["label_score"].copy()
-        for feature in self.notes.labels():
-            kinds.iloc[feature], scores.iloc[feature] = "user", np.nan
-        stars, tags = self.notes.stars(), self.notes.tags()
-        return table.assign(
-            label_kind=kinds,
-            label_score=scores,
-            star=[feature in stars for feature in range(self.width)],
-            tags=[tags.get(feature, []) for feature in range(self.width)],
-        )
+        own, stars, tags = self.notes.labels(), self.notes.stars(), self.notes.tags()
+        columns = {"label": own, "label_kind": dict.fromkeys(own, "user")}
+        columns |= {"label_score": dict.fromkeys(own, np.nan)}
+        replaced = {name: _replaced(self.table.loc[:, name], new) for name, new in columns.items()}
+        star = np.zeros(self.width, bool)
+        star[list(stars)] = True
+        found = [tags.get(feature, []) for feature in range(self.width)]
+        return self.table.assign(**replaced, star=star, tags=found)
 
     def check(self, feature: int) -> int:
         """`feature` as an int, or a `UserError` with the valid range."""
@@ -317,6 +310,15 @@ class FeatureIndex:
         return enrichment.enrichment(
             self.tokens_ST.reshape(-1)[rows], acts, self.token_counts_V, self.vocabulary, n
         )
+
+
+def _replaced(column: pd.Series, values: dict[int, Any]) -> pd.Series:
+    """`column` with new values at some features."""
+    if not values:
+        return column
+    column = column.copy()
+    column.iloc[list(values)] = list(values.values())
+    return column
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -11,19 +11,20 @@ import pandas as pd
 
 from sae.features.contexts import RowsByToken, Sample, Text, draw_sample
 from sae.features.label_text import describe, kind_of, listed
-from sae.features.rules import Condition, Rule, induce
+from sae.features.rules import FEWEST_TO_HALVE, Condition, Rule, induce
 from sae.features.token_classes import TokenFacts, token_facts
 from sae.features.vocabulary import Vocabulary
 
-FIRES_SHARE = 0.25
+FIRES_SHARE = 0.5
 """A feature counts as firing from this share of its largest activation on. Weaker firings are
 neither positives nor negatives."""
 POSITIVES = 96
 STRONGEST = 48
 """Of the train positives, so many are the strongest there are; the others are random."""
 FEWEST_TRAIN, FEWEST_HELDOUT = 4, 5
-WORST_TRAIN_F1 = 0.6
-"""Under this the rule says too little, and the label speaks of the promoted tokens instead."""
+WORST_TRAIN_F1, WORST_OF_FEW = 0.6, 0.8
+"""Under this the rule says too little, and the label speaks of the promoted tokens instead; of few
+positives, where no half of the sample could check the other, more is asked."""
 DENSE = 0.3
 
 
@@ -102,10 +103,11 @@ class _Labeller:
         draw = (rows_N, acts_N, threshold, POSITIVES)
         train = self.train and draw_sample(self.text, self.train, *draw, STRONGEST, rng)
         heldout = self.heldout and draw_sample(self.text, self.heldout, *draw, 0, rng)
-        rule, f1 = None, 0.0
+        rule, f1, wanted = None, 0.0, WORST_TRAIN_F1
         if train is not None and len(train.weights) >= FEWEST_TRAIN:
             rule, f1 = induce(train, self.facts, len(self.text.kinds), density > DENSE)
-        if rule is None or f1 < WORST_TRAIN_F1:
+            wanted = WORST_OF_FEW if len(train.weights) < FEWEST_TO_HALVE else WORST_TRAIN_F1
+        if rule is None or f1 < wanted:
             ids = [int(token) for token in promoted]
             name = f"promotes {listed(ids[:3], self.vocabulary)}"
             rule = Rule(Condition("following", "tokens", tuple(ids)))

@@ -190,6 +190,12 @@ class Notes:
             yield connection
 
 
+def copy_notes(source: Path, target: Path) -> None:
+    """Copies a notes file that may be in use."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
 def _check_note(feature: object, note: object) -> None:
     valid = isinstance(note, dict) and (
         isinstance(note.get("label", ""), str | None)

@@ -37,11 +37,11 @@ class Condition:
         if self.where == "any":
             return np.ones(len(contexts), bool)
         if self.where == "first":
-            return np.equal(contexts.position, 1)
+            return np.asarray(contexts.position == 1)
         seen = getattr(contexts, self.where)
         if self.what in ("tokens", "number"):
             hit = np.isin(seen, self.values)
-            return hit.any(axis=1) if seen.ndim == 2 else hit
+            return np.asarray(hit.any(axis=1) if seen.ndim == 2 else hit)
         if self.what == "class":
             hit = facts.classes_CV[self.values[0]][seen]
         else:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from sae.features.layout import BINS, TOP_TOKENS
 
-BLOCK = 4_000_000
-"""Firings looked at together, which bounds the memory."""
+BLOCK, WIDEST_BLOCK = 4_000_000, 4096
+"""Firings and features looked at together, which bounds the memory."""
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 SINGLE_TOKEN_SHARE = 0.9
 """`single_token`: this share of the activation mass or more lies on one token."""
@@ -22,11 +22,11 @@ FEWEST_FOR_FLAGS = 10
 
 
 def feature_blocks(indptr: np.ndarray, firings: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """Ranges of features with about `firings` firings each (at least one feature)."""
+    """Ranges of features with about `firings` firings each (one feature can have more)."""
     start, width = 0, len(indptr) - 1
     while start < width:
         stop = int(np.searchsorted(indptr, indptr[start] + firings, side="right")) - 1
-        stop = min(max(stop, start + 1), width)
+        stop = min(max(stop, start + 1), start + WIDEST_BLOCK, width)
         yield start, stop
         start = stop
 
@@ -52,8 +52,7 @@ def _block_statistics(indptr: np.ndarray, rows, acts, tokens_ST: np.ndarray):
     values_N = bits_N.view(np.float16).astype(np.float64)
     feature_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     # float16 bits of positive numbers sort as the numbers do, after the feature in one key
-    order_N = np.argsort((feature_N << 16) | bits_N, kind="stable")
-    sorted_N = values_N[order_N]
+    sorted_N = np.sort((feature_N << 16) | bits_N).astype(np.uint16).view(np.float16)
     total = np.bincount(feature_N, values_N, len(counts))
     squares = np.bincount(feature_N, values_N**2, len(counts))
     fired = counts > 0
@@ -100,10 +99,16 @@ def top_tokens(feature_N, tokens_N, values_N, width: int):
         (ids, counts): lists of up to `TOP_TOKENS` per feature, most frequent first (ties: larger
         activation mass first); mass (F,): the largest sum of activations on one token.
     """
-    key_N = feature_N.astype(np.int64) << 32 | tokens_N.astype(np.int64)
-    keys, inverse, counts = np.unique(key_N, return_inverse=True, return_counts=True)
-    mass = np.bincount(inverse, values_N, len(keys))
-    feature, token = keys >> 32, keys & 0xFFFFFFFF
+    # two stable sorts of small integers, which are radix sorts, are far quicker than one of pairs
+    order = np.argsort(tokens_N, kind="stable")
+    small = feature_N.astype(np.uint16 if width <= 2**16 else np.uint32)
+    order = order[np.argsort(small[order], kind="stable")]
+    feature_N, tokens_N = feature_N[order], tokens_N[order].astype(np.int64)
+    changes = (np.diff(feature_N, prepend=-1) != 0) | (np.diff(tokens_N, prepend=-1) != 0)
+    starts = np.flatnonzero(changes)
+    counts = np.diff(starts, append=len(order))
+    mass = np.add.reduceat(values_N[order], starts) if len(starts) else np.empty(0)
+    feature, token = feature_N[starts], tokens_N[starts]
     order = np.lexsort((-mass, -counts, feature))
     bounds = np.searchsorted(feature[order], np.arange(width + 1))
     largest = np.zeros(width)
@@ -118,11 +123,10 @@ def position_entropy(feature_N, position_N, width: int, context: int) -> np.ndar
     The most is log(min(count, T - 1)), so that rare features are not taken for positional ones.
     """
     key_N = feature_N * context + position_N.astype(np.int64)
-    keys, counts = np.unique(key_N, return_counts=True)
-    feature = keys // context
-    total = np.bincount(feature, counts, width)
-    share = counts / total[feature]
-    entropy = np.bincount(feature, -share * np.log(share), width)
+    counts = np.bincount(key_N, minlength=width * context).reshape(width, context)
+    total = counts.sum(axis=1)
+    share = counts / np.maximum(total, 1)[:, None]
+    entropy = -(share * np.log(np.where(counts > 0, share, 1.0))).sum(axis=1)
     most = np.log(np.clip(total, 1, context - 1))
     return np.where(most > 0, entropy / np.where(most > 0, most, 1.0), 1.0)
 

@@ -27,7 +27,7 @@ WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _TEXT = h5py.string_dtype("utf-8")
 _COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 _CHUNK_BYTES = 2**20
-_FEATURES_AT_ONCE = 256
+_EXAMPLES_PER_CHUNK, _FEATURES_AT_ONCE = 4096, 256
 
 
 def export_dictionary(
@@ -104,7 +104,8 @@ def _write_attributes(
     meta = index.meta
     names = ("model", "model_hash", "site", "architecture", "coder", "coder_hash")
     for name in (*names, "corpus", "corpus_hash", "tokens", "context"):
-        file.attrs[name] = meta[name]
+        value = meta[name]
+        file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
     file.attrs["schema"] = SCHEMA
     file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     file.attrs["loupe_version"] = __version__
@@ -169,12 +170,8 @@ def _write_examples(
         "text": (_TEXT, ()),
     }
     for name, (dtype, shape) in columns.items():
-        size = 16 if h5py.check_string_dtype(dtype) else np.dtype(dtype).itemsize * width
-        rows = max(1, min(len(ids) * number, _CHUNK_BYTES // size)) if number else 1
-        chunks = (min(rows, 8192), *shape)
-        group.create_dataset(
-            name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, **_COMPRESSED
-        )
+        limits = {"maxshape": (None, *shape), "chunks": (_EXAMPLES_PER_CHUNK, *shape)}
+        group.create_dataset(name, (0, *shape), dtype, **limits, **_COMPRESSED)
     for start in range(0, len(ids), _FEATURES_AT_ONCE):
         block = ids[start : start + _FEATURES_AT_ONCE]
         found = list(_rows(index, block, number, context))

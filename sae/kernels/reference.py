@@ -1,7 +1,7 @@
 """The truth, in plain dense torch. Every backend is tested against these two functions.
 
-    pre[b, i] = (x_b − b_dec) · W_enc[i] + b_enc[i]        for i in the support of row b
-    x̂_b       = Σ_i acts[b, i] · W_dec[i]                   (the caller adds b_dec)
+pre[b, i] = (x_b − b_dec) · W_enc[i] + b_enc[i]        for i in the support of row b
+x̂_b       = Σ_i acts[b, i] · W_dec[i]                   (the caller adds b_dec)
 """
 
 from torch import Tensor

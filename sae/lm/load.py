@@ -13,7 +13,6 @@ from sae.lm.assets import POCKET, local_model_folder
 from sae.lm.model import LanguageModel
 
 
-
 def load_lm(
     name: str = POCKET, device: str | None = None, dtype: str | torch.dtype | None = None
 ) -> LanguageModel:

@@ -6,12 +6,15 @@ an explicit mask, the whole model is run with the splice in place. Both give the
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sae.base.errors import UserError
-from sae.lm import LanguageModel
+
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
 
 Replace = Callable[[Tensor], Tensor]
 
@@ -27,7 +30,7 @@ class Continuation:
     something only there.
     """
 
-    def __init__(self, lm: LanguageModel, site: str) -> None:
+    def __init__(self, lm: "LanguageModel", site: str) -> None:
         if lm.dtype != torch.float32:
             raise UserError(
                 f"Losses are compared in float32, but `{lm.name}` was loaded as {lm.dtype}; "

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sae.coders import Coder
-from sae.lm import LanguageModel
-from sae.metrics import fidelity, geometry, provenance
+from sae.metrics import geometry, provenance
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls import CONTROLS, TrainData
 from sae.metrics.registry import formulas, metrics_of
@@ -21,8 +20,12 @@ from sae.metrics.sparsity import Firings
 from sae.metrics.sums import DocumentSums
 from sae.store import ActivationStore
 
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
+
 SCHEMA = 1
-CONTROL_TOKENS = 131_072  # on which the controls are scored, and compared with the coder
+CONTROL_TOKENS = 131_072  # activations on which controls are scored, and compared with the coder
+CONTROL_LOSS_TOKENS = 16_384
 FIT_TOKENS = 131_072  # of the train split, from which controls are fitted
 LOSS_RUN = 1024  # consecutive rows of the loss sample: short runs touch more documents
 Progress = Callable[[str, int, int], None]  # what is being done, done, total (of tokens)
@@ -31,7 +34,7 @@ Progress = Callable[[str, int, int], None]  # what is being done, done, total (o
 def evaluate(
     coder: Coder,
     store: ActivationStore,
-    lm: LanguageModel,
+    lm: "LanguageModel",
     *,
     split: str = "heldout",
     tokens: int = 1_000_000,
@@ -40,13 +43,15 @@ def evaluate(
     progress: Progress | None = None,
     controls: Sequence[str] = tuple(CONTROLS),
     control_tokens: int = CONTROL_TOKENS,
+    control_loss_tokens: int = CONTROL_LOSS_TOKENS,
     coder_hash: str | None = None,
 ) -> dict[str, Any]:
     """Scores a coder that takes raw activations; returns the evaluation, schema 1.
 
     Reconstruction, sparsity and geometry rest on about `tokens` stored activations of `split`,
     the losses on about `loss_tokens` tokens run through `lm` (in float32), the controls on at
-    most `control_tokens` of the former and all of the latter; every number says its tokens.
+    most `control_tokens` of the former and about `control_loss_tokens` of the latter, spread
+    evenly over them; every number says its tokens.
     `coder_hash` is the hash of the coder's folder; without it, that which the folder would
     have. See `docs/metrics.md` for the JSON. Raises `UserError` if coder, store and model do
     not belong together, and `SelfTestFailure` if the pipeline itself is wrong.
@@ -65,7 +70,9 @@ def evaluate(
     scored = score_activations(
         coder, fitted, held, site, mean_D, control_tokens, partial(tell, "activations")
     )
-    losses = score_losses(coder, fitted, lm, site, heard, mean_D, partial(tell, "losses"))
+    losses = score_losses(
+        coder, fitted, lm, site, heard, mean_D, control_loss_tokens, partial(tell, "losses")
+    )
     shape, angles = geometry.geometry_sums(
         coder.W_enc_FD, coder.W_dec_FD, scored.firings.alive_F, held.tokens, seed
     )
@@ -83,8 +90,8 @@ def evaluate(
             "store": provenance.describe_store(store, split),
             "seed": seed,
             "tokens": held.tokens,
-            "loss_tokens": int(losses[fidelity.CLEAN].total("count")),
-            "control_tokens": int(scored.shared.data.total("count")),
+            "loss_tokens": int(losses[CODER].total("count")),
+            "control_tokens": int(scored.shared.data.total("count")) if controls else 0,
             "interval": provenance.describe_interval(held, heard),
             **provenance.describe_run(device, started),
         },
@@ -98,8 +105,7 @@ def _metrics(
     own = scored.shared.of(CODER) + scored.rest.of(CODER)
     found = entries((data | own).arrays(), metrics_of("reconstruction", "codes"), seed)
     found |= entries(scored.firings.table(), metrics_of("sparsity"), seed)
-    heard = fidelity.combine(losses, CODER)
-    found |= entries(heard.arrays(), metrics_of("fidelity"), seed)
+    found |= entries(losses[CODER].arrays(), metrics_of("fidelity"), seed)
     if shape.table:
         found |= entries(shape.arrays(), metrics_of("geometry"), seed)
     return found
@@ -112,8 +118,9 @@ def _control(
     table = (part.data | part.of(name)).arrays()
     table["coder_e2"] = part.of(CODER).table["e2"].numpy()
     wanted = metrics_of("reconstruction", "codes", "comparison")
-    heard = fidelity.combine(losses, name)
-    return entries(table, wanted, seed) | entries(heard.arrays(), metrics_of("fidelity"), seed)
+    return entries(table, wanted, seed) | entries(
+        losses[name].arrays(), metrics_of("fidelity"), seed
+    )
 
 
 def _histograms(firings: Firings, angles: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,14 +15,16 @@ from safetensors.torch import save
 import sae
 from sae.base.errors import UserError, nearest
 from sae.coders import Coder
-from sae.lm import LanguageModel
 from sae.metrics.bootstrap import LEVEL, RESAMPLES
 from sae.metrics.controls import CONTROLS
 from sae.metrics.sample import Sample
 from sae.store import ActivationStore
 
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
 
-def special_ids(lm: LanguageModel, store: ActivationStore) -> frozenset[int]:
+
+def special_ids(lm: "LanguageModel", store: ActivationStore) -> frozenset[int]:
     """Ids of BOS, EOS and PAD, which are never scored."""
     tokenizer = lm.tokenizer
     ids = (
@@ -35,7 +37,7 @@ def special_ids(lm: LanguageModel, store: ActivationStore) -> frozenset[int]:
 
 
 def check_fit(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, controls: Sequence[str]
+    coder: Coder, store: ActivationStore, lm: "LanguageModel", controls: Sequence[str]
 ) -> str:
     """The coder's site, after making sure that coder, store and model belong together."""
     site = coder.metadata.get("hook_name")

@@ -1,1 +1,183 @@
-def write_report(a, b): ...
+"""`report.html`: what the evaluations of a run say, on one page that needs nothing else."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import UserError
+from sae.base.files import write_text
+
+Evaluation = Mapping[str, Any]
+
+HEADLINE = (
+    ("ev", "EV", "explained variance"),
+    ("fvu", "FVU", "variance unexplained"),
+    ("l0", "L0", "active latents per token"),
+    ("alive", "alive(N)", "latents that fired"),
+    ("gamma", "γ", "1: no shrinkage"),
+    ("delta_ce", "ΔCE", "nats lost per token"),
+    ("kl", "KL", "nats from the clean model"),
+    ("ce_recovered_mean", "recovered, mean", "of the loss, against mean-ablation"),
+    ("ce_recovered_zero", "recovered, zero", "of the loss, against zero-ablation"),
+)
+COMPARED = ("ev", "fvu", "l0", "delta_ce", "kl", "ce_recovered_mean", "ce_recovered_zero")
+NAMES = {
+    "coder": "coder",
+    "pca": "PCA",
+    "random_dictionary": "random dictionary",
+    "shuffled_decoder": "shuffled decoder",
+    "frozen_decoder": "frozen decoder",
+    "raw_neurons": "raw neurons",
+    "random_model": "coder of a random model",
+}
+
+
+def write_report(evaluations: Mapping[str, Evaluation], path: Path | str) -> Path:
+    """Writes the report of some coders (name -> evaluation, as `evaluate` returns it).
+
+    Raises `UserError` if there is none, or one of another schema.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    from sae.metrics import plots
+
+    if not evaluations:
+        raise UserError("There is no evaluation to report on; run `sae evaluate` first.")
+    for name, evaluation in evaluations.items():
+        if evaluation.get("schema") != 1:
+            raise UserError(
+                f"The evaluation of `{name}` has schema {evaluation.get('schema')!r}, not 1; "
+                "run `sae evaluate` again."
+            )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        number=number, interval=interval, described=described, count=plots.count, moment=moment
+    )
+    template = environment.from_string((files("sae.metrics") / "report.html.j2").read_text())
+    names = _metric_order(evaluations)
+    return write_text(
+        path,
+        template.render(
+            coders=[_coder(name, evaluation) for name, evaluation in evaluations.items()],
+            evaluations=evaluations,
+            first=next(iter(evaluations.values())),
+            headline=HEADLINE,
+            compared=[n for n in COMPARED if n in names],
+            names=NAMES,
+            metrics=names,
+            formulas=next(iter(evaluations.values()))["formulas"],
+            fronts=_fronts(evaluations),
+        ),
+    )
+
+
+def _metric_order(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    found: dict[str, None] = {}
+    for evaluation in evaluations.values():
+        found |= dict.fromkeys(evaluation["metrics"])
+    return list(found)
+
+
+def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
+    """What the template needs of one coder: its figures, and the metrics that a control wins."""
+    from sae.metrics import plots
+
+    histograms = evaluation["histograms"]
+    controls = evaluation["controls"]
+    figures = {
+        "fvu": _ladder(name, evaluation, "fvu", "FVU: variance left unexplained"),
+        "delta_ce": _ladder(name, evaluation, "delta_ce", "ΔCE: nats lost per token"),
+        "density": plots.density(histograms["log_density"]),
+        "alive": plots.alive({name: evaluation["curves"]["alive"]}),
+        "active": plots.active(histograms["l0"]),
+    }
+    if "max_decoder_cosine" in histograms:
+        figures["angles"] = plots.angles(histograms["max_decoder_cosine"], histograms["random"])
+        figures["alignment"] = plots.alignment(histograms["encoder_decoder"])
+    return {
+        "name": name,
+        "evaluation": evaluation,
+        "figures": figures,
+        "lost": {control: _lost(evaluation, control) for control in controls},
+    }
+
+
+def _ladder(name: str, evaluation: Evaluation, metric: str, label: str) -> str | None:
+    """The coder first, then its controls from best to worst; ΔCE with the ablations as well."""
+    from sae.metrics import plots
+
+    metrics = evaluation["metrics"]
+    others = [(NAMES.get(c, c), v[metric]) for c, v in evaluation["controls"].items()]
+    if metric == "delta_ce":
+        for ablation in ("mean", "zero"):
+            ablated, clean = (metrics[n]["value"] for n in (f"ce_ablated_{ablation}", "ce_clean"))
+            if ablated is not None and clean is not None:
+                others.append((f"{ablation}-ablation", {"value": ablated - clean}))
+    others = [row for row in others if row[1]["value"] is not None]
+    if metrics[metric]["value"] is None:
+        return None
+    rows = [(name, metrics[metric]), *sorted(others, key=lambda row: row[1]["value"])]
+    return plots.ladder(rows, label)
+
+
+def _lost(evaluation: Evaluation, control: str) -> list[str]:
+    """The compared metrics on which the control is better than the coder."""
+    lost = []
+    for name in COMPARED:
+        own = evaluation["metrics"][name]["value"]
+        other = evaluation["controls"][control].get(name, {}).get("value")
+        better = evaluation["formulas"][name]["better"]
+        if own is None or other is None or name == "l0":
+            continue
+        if (other > own) if better == "higher" else (other < own):
+            lost.append(name)
+    return lost
+
+
+def _fronts(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """L0 against FVU and ΔCE, where there are several coders to compare."""
+    if len(evaluations) < 2:
+        return {}
+    from sae.metrics import plots
+
+    fronts = {}
+    for metric, label in (("fvu", "FVU"), ("delta_ce", "ΔCE, nats per token")):
+        points = [
+            (name, e["metrics"]["l0"], e["metrics"][metric]) for name, e in evaluations.items()
+        ]
+        points = [p for p in points if p[1]["value"] is not None and p[2]["value"] is not None]
+        if points:
+            fronts[metric] = plots.front(points, label)
+    return fronts
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, no exponent where a person reads easily without one."""
+    if value is None:
+        return "–"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        digits = 4 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))
+        text = f"{value:.{min(digits, 4)}f}"
+        return text.rstrip("0").rstrip(".") if float(text) == int(float(text)) else text
+    return f"{value:.2e}"
+
+
+def interval(found: Mapping[str, Any]) -> str:
+    if found["low"] is None or found["high"] is None:
+        return "no interval"
+    return f"{number(found['low'])} – {number(found['high'])}"
+
+
+def described(corpus: Mapping[str, Any]) -> str:
+    """A corpus in a few words; its description may be a sentence or a mapping."""
+    said = corpus.get("description", "")
+    return ", ".join(map(str, said.values())) if isinstance(said, Mapping) else str(said)
+
+
+def moment(value: str) -> str:
+    return datetime.fromisoformat(value).strftime("%d %B %Y, %H:%M UTC")

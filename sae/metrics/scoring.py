@@ -5,19 +5,22 @@ Coder and controls go through both side by side, so that every comparison is of 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae.coders import Coder
-from sae.lm import LanguageModel
 from sae.metrics import fidelity
 from sae.metrics.controls import CONTROLS, TrainData, matched_l0
 from sae.metrics.reconstruction import CoderLike, add_data, add_errors, reconstruct
 from sae.metrics.sample import Sample
 from sae.metrics.sparsity import Firings
 from sae.metrics.sums import DocumentSums
+
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
 
 CODER = "coder"
 
@@ -86,13 +89,16 @@ def score_activations(
 def score_losses(
     coder: Coder,
     controls: Mapping[str, CoderLike],
-    lm: LanguageModel,
+    lm: "LanguageModel",
     site: str,
     heard: Sample,
     mean_D: Tensor,
+    control_tokens: int,
     tell: Callable[[int, int], None],
 ) -> dict[str, DocumentSums]:
+    """Losses of the coder on all of the sample, of the controls on an even part of it."""
     context = heard.store.context
+    turns = max(1, -(-heard.tokens // control_tokens))
     return fidelity.language_model_sums(
         lm,
         site,
@@ -100,4 +106,5 @@ def score_losses(
         {"zero": torch.zeros_like(mean_D), "mean": mean_D},
         heard,
         lambda sequences: tell(sequences * context, heard.tokens_ST.size),
+        dict.fromkeys(controls, turns),
     )

@@ -6,14 +6,13 @@ fails, the pipeline is wrong and no number of it is published.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae.coders import Coder, make_coder
-from sae.lm import LanguageModel
 from sae.metrics import fidelity
 from sae.metrics.bootstrap import entries
 from sae.metrics.continuation import Replace
@@ -22,6 +21,9 @@ from sae.metrics.registry import metrics_of
 from sae.metrics.sample import Batch, Sample
 from sae.metrics.sparsity import Firings
 from sae.metrics.sums import DocumentSums
+
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
 
 ROWS = 8192  # for reconstruction
 LM_ROWS = 2048  # for losses
@@ -52,7 +54,7 @@ class SelfTest:
 
 
 def run_self_tests(
-    coder: Coder, lm: LanguageModel, site: str, sample: Sample, centre_D: Tensor
+    coder: Coder, lm: "LanguageModel", site: str, sample: Sample, centre_D: Tensor
 ) -> dict[str, dict[str, Any]]:
     """The `"self_tests"` key of an evaluation. Raises `SelfTestFailure` if one fails.
 
@@ -159,7 +161,7 @@ def oracle_dictionary(width: int = 32, active: int = 4, rows: int = 2048) -> Sel
 
 
 @torch.inference_mode()
-def store_matches_model(lm: LanguageModel, site: str, few: Sample) -> SelfTest:
+def store_matches_model(lm: "LanguageModel", site: str, few: Sample) -> SelfTest:
     """The stored activations are this model's at this site, up to half-precision rounding."""
     stored = torch.cat([b.x_BD[b.scored_B] for b in few.batches(site)])
     live = lm.capture(torch.from_numpy(few.tokens_ST), [site])[site].float().cpu()
@@ -172,7 +174,7 @@ def store_matches_model(lm: LanguageModel, site: str, few: Sample) -> SelfTest:
 
 
 @torch.inference_mode()
-def splices(coder: Coder, lm: LanguageModel, site: str, few: Sample) -> list[SelfTest]:
+def splices(coder: Coder, lm: "LanguageModel", site: str, few: Sample) -> list[SelfTest]:
     """Losses with something known spliced in, against `LanguageModel`'s own full forward pass."""
     tokens_ST = torch.from_numpy(few.tokens_ST).to(lm.device)
     scored_ST = torch.from_numpy(few.scored_ST)
@@ -190,8 +192,7 @@ def splices(coder: Coder, lm: LanguageModel, site: str, few: Sample) -> list[Sel
         coded = loss()
     methods = {"identity": lambda x: x.clone(), "coder": coder}
     sums = fidelity.language_model_sums(lm, site, methods, {}, few)
-    count = sums[fidelity.CLEAN].total("count")
-    found = {name: s.total("ce") / count for name, s in sums.items()}
+    found = {name: s.total("ce") / s.total("count") for name, s in sums.items()}
     return [
         SelfTest(
             "splice_error_restored",

@@ -96,10 +96,9 @@ class StoreWriter:
         if not (self.path / "zarr.json").exists():
             return False
         attributes = dict(zarr.open_group(self.path, mode="r").attrs)
-        # JSON turns tuples into lists; compare what both become there.
-        return StoreSpec.from_attributes(attributes, self.path) == self.spec if (
-            "complete" in attributes and not attributes["complete"]
-        ) else False
+        if attributes.get("complete") is not False:
+            return False
+        return StoreSpec.from_attributes(attributes, self.path) == self.spec
 
     def _drain(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -118,6 +117,11 @@ class StoreWriter:
             target = self._group[f"activations/{site}"]
             target[first * context : last * context] = x_BD  # pyright: ignore[reportIndexIssue]
             sums = SiteSums.of(x_BD[used])
+            if not np.isfinite(sums.total_square) or not np.isfinite(x_BD[::context]).all():
+                raise UserError(
+                    f"Activations at `{site}` are not finite as float16 (largest value 65,504); "
+                    "check the model, or harvest another site."
+                )
             arrays[f"{site}/total"] = sums.total_D
             arrays[f"{site}/scalars"] = np.array([sums.count, sums.total_square, sums.total_norm])
         atomic_write(self._done_file(shard), lambda file: np.savez(file, **arrays))

@@ -41,9 +41,7 @@ def auxk_loss(
         pre_Bd = torch.addmm(coder.b_enc_F[dead], centred_BD, coder.W_enc_FD[dead].T)
         best = pre_Bd.topk(min(k, len(dead)), dim=1, sorted=False).indices
         support = Support.fixed(dead[best], coder.d_sae)
-    pre_N = kernels.encode_at(
-        x_BD, coder.b_dec_D.detach(), coder.W_enc_FD, coder.b_enc_F, support
-    )
+    pre_N = kernels.encode_at(x_BD, coder.b_dec_D.detach(), coder.W_enc_FD, coder.b_enc_F, support)
     estimate_BD = kernels.decode(torch.relu(pre_N), coder.W_dec_FD, support)
     left = (residual_BD - estimate_BD).square().sum()
     return left / residual_BD.square().sum().clamp_min(torch.finfo(left.dtype).tiny)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -35,10 +35,13 @@ def train(
     "waited_share"}: what this call did, and the share of its time spent waiting for data.
     """
     start = load_checkpoint(folder, trainers, fingerprint)
-    logs = {t.name: TrainingLog(folder / t.name, start, wandb_project) for t in trainers}
     began = saved = time.perf_counter()
     batch = reader.order.batch
-    with closing(reader.batches(start)) as batches:
+    with ExitStack() as open_things:
+        logs = {t.name: TrainingLog(folder / t.name, start, wandb_project) for t in trainers}
+        for log in logs.values():
+            open_things.callback(log.close)
+        batches = open_things.enter_context(closing(reader.batches(start)))
         for step in range(start + 1, steps + 1):
             data = {site: torch.from_numpy(x_BD) for site, x_BD in next(batches).items()}
             results = {t.name: t.step(data[t.site]) for t in trainers}
@@ -60,8 +63,6 @@ def train(
             if time.perf_counter() - saved > checkpoint_seconds or step == steps:
                 save_checkpoint(folder, trainers, fingerprint)
                 saved = time.perf_counter()
-    for log in logs.values():
-        log.close()
     seconds = time.perf_counter() - began
     done = max(0, steps - start)
     waited = reader.waited / seconds if done else 0.0

@@ -191,6 +191,15 @@ def test_a_new_index_keeps_the_notes(coder: Coder, lm: Any, tmp_path: Path) -> N
     assert {path.name for path in folder.iterdir()} >= set(FILES)
 
 
+def test_a_kill_between_the_renames_loses_no_notes(coder: Coder, lm: Any, tmp_path: Path) -> None:
+    folder = build(coder, Store(), tmp_path / "f", lm)
+    FeatureIndex.open(folder).notes.set_label(3, "mine")
+    folder.rename(tmp_path / "f.old")
+    build(coder, Store(), folder, lm)
+    assert FeatureIndex.open(folder).labels()[3] == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
 def test_mistakes_are_told_before_any_work(coder: Coder, lm: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="harvest that site"):
         build(coder, Store(sites=("blocks.1.hook_resid_post",)), tmp_path / "f", lm)

@@ -6,7 +6,7 @@ from synthetic import BOS, CONTEXT, HELDOUT, TOKENS, TRAIN, make_documents, make
 from sae.features import FeatureIndex, Vocabulary
 from sae.features.contexts import NONE, RowsByToken, Text, document_kind, draw_sample, line_starts
 from sae.features.label_text import describe, quoted
-from sae.features.labels import score
+from sae.features.labels import FIRES_SHARE, label_features, score
 from sae.features.rules import ANY, Condition, Rule, induce
 from sae.features.token_classes import stem, token_facts
 
@@ -39,7 +39,7 @@ def test_scores_are_of_held_out_text(index: FeatureIndex, dense_acts: np.ndarray
     assert table["label_score"][1] == table["label_precision"][1] == 1.0
     scores = table[["label_score", "label_precision", "label_recall"]]
     assert scores.loc[4].isna().all()
-    strong = (dense_acts >= 0.25 * dense_acts.max(axis=0)) & (dense_acts > 0)
+    strong = (dense_acts >= FIRES_SHARE * dense_acts.max(axis=0)) & (dense_acts > 0)
     in_heldout = strong[TRAIN * CONTEXT :].sum(axis=0)
     rare = in_heldout < 5
     assert rare.any()
@@ -56,8 +56,6 @@ def test_a_feature_without_a_pattern_speaks_of_logits() -> None:
     fires = np.flatnonzero(
         (rng.random(tokens.size) < 0.01) & (np.arange(tokens.size) % CONTEXT > 0)
     )
-    from sae.features.labels import label_features
-
     promoted = [token(" Paris"), token(" London")]
     table = pd.DataFrame({"max": [1.0], "density": [0.01], "promoted_ids": [promoted]})
     found = label_features(

@@ -1,0 +1,130 @@
+"""What every architecture must do; adding one to the registry runs all of this on it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae.base.errors import UserError
+from sae.coders import ARCHITECTURES, Coder, load_coder, make_coder, save_coder
+from sae.coders.registry import TRAINABLE
+from sae.kernels import get_kernels
+
+D, F, B = 12, 40, 64
+OPTIONS = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "relu": {"l1": 1.0}}
+
+
+def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Tensor]:
+    """A coder that saw one batch, with biases that are not zero; and raw activations."""
+    torch.manual_seed(0)
+    x_BD = torch.randn(B, D) * 3 + 1
+    coder = make_coder(architecture, D, F, **OPTIONS.get(architecture, {}))
+    coder.initialise((x_BD * scale).mean(0), torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        coder.b_enc_F.copy_(torch.randn(F) * 0.1)
+    if architecture in TRAINABLE:
+        coder.training_forward(x_BD * scale, get_kernels())
+    if architecture == "jumprelu":
+        coder.threshold_F.data.uniform_(0, 0.5)
+    return coder, x_BD
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_saved_and_loaded_is_the_same_coder(architecture: str, tmp_path: Path) -> None:
+    coder, x_BD = make_trained(architecture)
+    coder.metadata = {"hook_name": "blocks.1.hook_resid_post", "loupe": {"seed": 3}}
+    save_coder(coder.folded(1.0), tmp_path / "c")
+    loaded = load_coder(tmp_path / "c")
+    assert loaded.metadata["loupe"] == {"seed": 3}
+    torch.testing.assert_close(loaded(x_BD), coder.folded(1.0)(x_BD), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("scale", [0.07, 5.0])
+def test_folding_is_exact(architecture: str, scale: float) -> None:
+    """saved(x) == trained(scale * x) / scale, and the same latents fire."""
+    coder, x_BD = make_trained(architecture, scale)
+    coder, x_BD = coder.double(), x_BD.double()
+    trained = coder.for_inference().double()
+    saved = coder.folded(scale)
+    inside, outside = trained.encode(x_BD * scale), saved.encode(x_BD)
+    assert inside.dense().count_nonzero() > 0
+    torch.testing.assert_close(outside.dense(), inside.dense() / scale)
+    torch.testing.assert_close(saved(x_BD), trained(x_BD * scale) / scale)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_codes_are_not_negative_and_decode_linearly(architecture: str) -> None:
+    coder, x_BD = make_trained(architecture)
+    codes = coder.encode(x_BD)
+    assert (codes.acts_N >= 0).all()
+    expected = codes.dense() @ coder.W_dec_FD + coder.b_dec_D
+    torch.testing.assert_close(coder.decode(codes), expected)
+
+
+@pytest.mark.parametrize("architecture", TRAINABLE)
+def test_backends_train_alike(architecture: str) -> None:
+    gradients = []
+    for backend in ("reference", "sparse"):
+        coder, x_BD = make_trained(architecture)
+        coder, x_BD = coder.double(), x_BD.double()
+        forward = coder.training_forward(x_BD, get_kernels(backend))  # pyright: ignore
+        loss = (forward.x_hat_BD - x_BD).square().sum() + (forward.penalty or 0)
+        loss.backward()
+        gradients.append([p.grad for p in coder.parameters() if p.requires_grad])
+    for ours, truth in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_wrong_width_is_a_sentence(architecture: str) -> None:
+    coder, _ = make_trained(architecture)
+    with pytest.raises(UserError, match="rows, 12"):
+        coder.encode(torch.zeros(3, D + 1))
+
+
+def test_topk_has_exactly_k() -> None:
+    coder, x_BD = make_trained("topk")
+    assert coder.encode(x_BD).acts_BK.shape == (B, 4)
+
+
+def test_batchtopk_averages_k_by_its_threshold() -> None:
+    coder, x_BD = make_trained("batchtopk")
+    codes = coder.for_inference().encode(x_BD)
+    assert abs(codes.l0().float().mean() - 4) <= 1 / B  # the smallest one lies on the threshold
+    assert codes.l0().unique().numel() > 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_coder("topk", 8, 16, k=17), "between 1 and the dictionary's width, 16"),
+        (lambda: make_coder("topkk", 8, 16), "Did you mean `topk`"),
+        (lambda: make_coder("topk", 8, 16, l1=2), "no hyperparameter `l1`"),
+        (lambda: make_coder("relu", 0, 16), "positive"),
+        (lambda: load_coder("/nowhere"), "sae train"),
+    ],
+)
+def test_mistakes_get_a_sentence(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("normalize_activations", "layer_norm", "normalize_activations"),
+        ("rescale_acts_by_decoder_norm", True, "fold"),
+        ("architecture", "gated", "gated"),
+    ],
+)
+def test_settings_that_change_meaning_are_refused(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    from sae.base.files import read_json, write_json
+
+    save_coder(make_trained("topk")[0].folded(1.0), tmp_path)
+    config = read_json(tmp_path / "cfg.json")
+    write_json(tmp_path / "cfg.json", {**config, key: value})
+    with pytest.raises(UserError, match=message):
+        load_coder(tmp_path)

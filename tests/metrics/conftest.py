@@ -1,0 +1,83 @@
+"""A small GPT-2 whose blocks matter, a real store of its activations, and an untrained coder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from sae.coders import Coder, make_coder
+from sae.lm import LanguageModel
+from sae.store import ActivationStore, DocumentTable, StoreSpec, StoreWriter
+
+SITE = "blocks.0.hook_resid_post"
+MLP = "blocks.0.hook_mlp_out"
+T, TRAIN, HELD, END = 32, 48, 40, 0
+
+
+@pytest.fixture(scope="session")
+def lm(tiny_folder: Path) -> LanguageModel:
+    """Random weights, but large ones: a tenth of a nat hangs on every site."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=T,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=END,
+        eos_token_id=END,
+    )
+    torch.manual_seed(1)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer, name="random", hash="h" * 8)
+
+
+def build_store(path: Path, lm: LanguageModel, document_length: int) -> ActivationStore:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, lm.vocab_size, size=(TRAIN + HELD, T)).astype(np.uint16)
+    rows = np.arange(tokens.size)
+    begins = (rows % document_length == 5) & (rows % T != 0)
+    tokens.reshape(-1)[begins] = END
+    tokens[:, 0] = END
+    starts = np.flatnonzero(begins)
+    names = [f"d{i}" for i in range(len(starts))]
+    spec = StoreSpec(
+        sites={SITE: 32, MLP: 32},
+        context=T,
+        sequences=TRAIN + HELD,
+        splits={"train": (0, TRAIN), "heldout": (TRAIN, TRAIN + HELD)},
+        model={"name": lm.name, "hash": lm.hash, "layers": 2, "d_model": 32},
+        tokenizer_hash="t",
+        corpus={"description": "random tokens", "hash": "c"},
+        bos=END,
+    )
+    table = DocumentTable(starts.astype(np.int64), names, names)
+    acts = lm.capture(torch.from_numpy(tokens.astype(np.int64)), list(spec.sites))
+    flat = {site: x.flatten(0, 1).half().numpy() for site, x in acts.items()}
+    with StoreWriter(path, spec, tokens, table) as writer:
+        for shard in writer.missing:
+            first, last = spec.shard_range(shard)
+            writer.write(shard, {site: x[first * T : last * T] for site, x in flat.items()})
+        writer.finish()
+    return ActivationStore.open(path)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel) -> ActivationStore:
+    return build_store(tmp_path_factory.mktemp("store") / "a.zarr", lm, document_length=45)
+
+
+@pytest.fixture
+def coder(store: ActivationStore) -> Coder:
+    coder = make_coder("topk", 32, 128, k=6)
+    mean = torch.from_numpy(store.stats(SITE).mean_D).float()
+    coder.initialise(mean, torch.Generator().manual_seed(3))
+    coder.metadata = {"hook_name": SITE, "model_name": lm_name(store)}
+    return coder.requires_grad_(False).eval()
+
+
+def lm_name(store: ActivationStore) -> str:
+    return store.attributes["model"]["name"]

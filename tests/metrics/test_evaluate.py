@@ -1,0 +1,193 @@
+"""The evaluation JSON: its contract, its honesty, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sae.base.errors import UserError
+from sae.base.files import write_json
+from sae.coders import Coder, coder_hash, make_coder, save_coder
+from sae.lm import LanguageModel
+from sae.metrics import REGISTRY, evaluate, formulas
+from sae.metrics.registry import markdown_table
+from sae.metrics.sample import draw
+from sae.metrics.scoring import CODER, Scored, score_activations
+from sae.store import ActivationStore
+from tests.metrics.conftest import END, HELD, MLP, SITE, TRAIN, T
+
+NAMES = {
+    "ev",
+    "fvu",
+    "l0",
+    "alive",
+    "gamma",
+    "delta_ce",
+    "kl",
+    "ce_recovered_mean",
+    "ce_recovered_zero",
+}
+
+
+@pytest.fixture(scope="session")
+def found(store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
+    coder = make_coder("topk", 32, 128, k=6)
+    mean = torch.from_numpy(store.stats(SITE).mean_D).float()
+    coder.initialise(mean, torch.Generator().manual_seed(3))
+    coder.metadata = {"hook_name": SITE}
+    return evaluate(coder.eval(), store, lm, tokens=10**6, loss_tokens=900, control_tokens=500)
+
+
+def test_the_contract(found: dict[str, Any], store: ActivationStore, tmp_path: Path) -> None:
+    assert found["schema"] == 1
+    assert set(found["metrics"]) >= NAMES
+    assert set(found["metrics"]) <= set(REGISTRY)
+    assert set(found["controls"]) == {"pca", "random_dictionary"}
+    for values in found["controls"].values():
+        assert set(values) >= {"ev", "fvu", "l0", "delta_ce", "ce_recovered_mean", "fvu_ratio"}
+    for entry in [e for v in (found["metrics"], *found["controls"].values()) for e in v.values()]:
+        assert set(entry) == {"value", "low", "high", "tokens"}
+        assert isinstance(entry["tokens"], int)
+        assert entry["tokens"] > 0
+        assert entry["low"] <= entry["value"] <= entry["high"]
+    assert found["formulas"] == formulas()
+    write_json(tmp_path / "e.json", found)  # strict: refuses NaN and anything that is not JSON
+    assert json.loads((tmp_path / "e.json").read_text()) == found
+
+
+def test_provenance(found: dict[str, Any], store: ActivationStore, lm: LanguageModel) -> None:
+    said = found["provenance"]
+    tokens = store.tokens(TRAIN, TRAIN + HELD)
+    assert said["tokens"] == ((tokens != END) & (np.arange(T) > 0)).sum()
+    assert said["model"] == {"name": lm.name, "hash": lm.hash}
+    assert said["store"]["corpus"] == {"description": "random tokens", "hash": "c"}
+    assert said["coder"]["site"] == SITE
+    assert said["interval"]["over"] == "documents"
+    assert set(said) >= {"seed", "versions", "created", "seconds", "command", "device"}
+
+
+def test_the_numbers_agree_with_each_other(found: dict[str, Any]) -> None:
+    value = {name: entry["value"] for name, entry in found["metrics"].items()}
+    assert value["ev"] == pytest.approx(1 - value["fvu"])
+    assert value["delta_ce"] == pytest.approx(value["ce_spliced"] - value["ce_clean"])
+    assert value["l0"] <= 6
+    curve = found["curves"]["alive"]
+    assert curve["alive"][-1] == value["alive"]
+    assert curve["tokens"][-1] == found["metrics"]["alive"]["tokens"]
+    pca, random = found["controls"]["pca"], found["controls"]["random_dictionary"]
+    assert pca["ev"]["tokens"] <= found["metrics"]["ev"]["tokens"]
+    assert pca["ev"]["value"] > random["ev"]["value"]
+    assert random["ev"]["value"] > value["ev"]  # the coder was never trained nor scaled
+    assert random["fvu_ratio"]["value"] > 1
+    assert random["fvu_ratio"]["low"] <= random["fvu_ratio"]["value"]
+
+
+def test_the_coders_ev_is_that_of_a_direct_computation(
+    found: dict[str, Any], coder: Coder, store: ActivationStore
+) -> None:
+    rows = store.read(SITE, TRAIN * T, (TRAIN + HELD) * T).astype(np.float64)
+    tokens = store.tokens(TRAIN, TRAIN + HELD)
+    x = rows[((tokens != END) & (np.arange(T) > 0)).reshape(-1)]
+    x_hat = coder(torch.from_numpy(x).float()).double().numpy()
+    expected = 1 - ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert found["metrics"]["ev"]["value"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_controls_may_be_scored_on_a_part(coder: Coder, store: ActivationStore) -> None:
+    sample = draw(store, "heldout", 10**6, {END}, block_rows=2 * T)
+    mean = torch.from_numpy(store.stats(SITE).mean_D).float()
+    other = make_coder("topk", 32, 64, k=2)
+    other.initialise(mean, torch.Generator())
+
+    def score(control_tokens: int) -> Scored:
+        return score_activations(
+            coder, {"x": other}, sample, SITE, mean, control_tokens, lambda done, total: None
+        )
+
+    part, whole = score(300), score(10**6)
+    assert 250 <= part.shared.data.total("count") <= 400
+    assert not whole.rest.methods
+    assert whole.shared.data.total("count") == sample.tokens
+    for scored in (part, whole):
+        own = scored.shared.of(CODER) + scored.rest.of(CODER)
+        assert own.total("e2") == pytest.approx(whole.shared.of(CODER).total("e2"))
+        assert scored.firings.tokens == sample.tokens
+
+
+def test_same_seed_same_numbers(coder: Coder, store: ActivationStore, lm: LanguageModel) -> None:
+    def run(seed: int) -> dict[str, Any]:
+        found = evaluate(coder, store, lm, tokens=500, loss_tokens=200, seed=seed)
+        return {k: found[k] for k in ("metrics", "controls", "curves", "histograms")}
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_progress_ends_at_its_total(
+    coder: Coder, store: ActivationStore, lm: LanguageModel
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+    evaluate(coder, store, lm, tokens=800, loss_tokens=300, progress=lambda *a: calls.append(a))
+    for what in ("activations", "losses"):
+        done = [(d, total) for name, d, total in calls if name == what]
+        assert done[-1][0] == done[-1][1] > 0
+        assert done == sorted(done)
+
+
+def test_the_hash_is_that_of_the_saved_folder(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, tmp_path: Path
+) -> None:
+    folder = save_coder(coder, tmp_path / "coder")
+    found = evaluate(coder, store, lm, tokens=300, loss_tokens=100, controls=())
+    assert found["provenance"]["coder"]["hash"] == coder_hash(folder)
+    assert found["controls"] == {}
+
+
+def test_other_sites_work_too(store: ActivationStore, lm: LanguageModel, coder: Coder) -> None:
+    coder.metadata["hook_name"] = MLP
+    found = evaluate(coder, store, lm, tokens=500, loss_tokens=200, controls=("pca",))
+    assert found["provenance"]["coder"]["site"] == MLP
+    assert found["metrics"]["delta_ce"]["value"] != 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda coder, lm: coder.metadata.pop("hook_name"), "hook_name"),
+        (lambda coder, lm: coder.metadata.update(hook_name="blocks.1.hook_resid_post"), "harvest"),
+        (lambda coder, lm: setattr(coder, "d_in", 64), "different models"),
+        (lambda coder, lm: setattr(lm, "hash", "other"), "another model"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, change: Any, message: str
+) -> None:
+    kept = lm.hash
+    change(coder, lm)
+    try:
+        with pytest.raises(UserError, match=message):
+            evaluate(coder, store, lm, tokens=100, loss_tokens=100)
+    finally:
+        lm.hash = kept
+
+
+def test_an_unknown_control_is_refused(
+    coder: Coder, store: ActivationStore, lm: LanguageModel
+) -> None:
+    with pytest.raises(UserError, match="Did you mean `pca`"):
+        evaluate(coder, store, lm, tokens=100, loss_tokens=100, controls=("pcs",))
+
+
+def test_every_metric_says_what_it_is() -> None:
+    for metric in REGISTRY.values():
+        assert metric.formula
+        assert metric.unit
+        assert not metric.formula.endswith(".")
+
+
+def test_the_documentation_has_the_table_of_the_registry() -> None:
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert markdown_table() in page.read_text(), "paste sae.metrics.registry.markdown_table()"

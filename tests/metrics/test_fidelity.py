@@ -1,0 +1,174 @@
+"""Losses with something spliced in, against the model's own splice and full logits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sae.base.errors import UserError
+from sae.coders import Coder
+from sae.lm import LanguageModel
+from sae.metrics import fidelity
+from sae.metrics.bootstrap import entries
+from sae.metrics.continuation import Continuation
+from sae.metrics.registry import metrics_of
+from sae.metrics.sample import Sample, draw
+from sae.store import ActivationStore
+from tests.metrics.conftest import END, MLP, SITE
+
+ABLATIONS = {"zero": torch.zeros(32), "mean": torch.linspace(-1, 1, 32)}
+
+
+@pytest.fixture
+def sample(store: ActivationStore) -> Sample:
+    return draw(store, "heldout", 300, {END}, block_rows=64)
+
+
+def halve(x_BD: Tensor) -> Tensor:
+    return 0.5 * x_BD
+
+
+def values(lm: LanguageModel, site: str, sample: Sample, method: object) -> dict[str, float]:
+    sums = fidelity.language_model_sums(lm, site, {"m": method}, ABLATIONS, sample)  # pyright: ignore
+    table = sums["m"].arrays()
+    found = entries(table, metrics_of("fidelity"), resamples=10)
+    return {name: float(e["value"]) for name, e in found.items() if e["value"] is not None}
+
+
+def by_hand(lm: LanguageModel, site: str, sample: Sample, method: object) -> dict[str, float]:
+    """The same from `LanguageModel`'s public methods alone, with whole (S, T, V) logits."""
+    tokens = torch.from_numpy(sample.tokens_ST)
+    scored = torch.from_numpy(sample.scored_ST)
+    wanted = scored[:, :-1] & scored[:, 1:]
+
+    def log_p(replace: object) -> Tensor:
+        if replace is None:
+            logits = lm.logits(tokens)
+        else:
+            with lm.splice(site, replace):  # pyright: ignore[reportArgumentType]
+                logits = lm.logits(tokens)
+        return F.log_softmax(logits[:, :-1].double(), dim=-1)[wanted]
+
+    def ce(log_q: Tensor) -> float:
+        return float(F.nll_loss(log_q, tokens[:, 1:][wanted]))
+
+    clean, spliced = log_p(None), log_p(method)
+    zero, mean = (ce(log_p(lambda x, v=v: v.expand_as(x))) for v in ABLATIONS.values())
+    return {
+        "ce_clean": ce(clean),
+        "ce_spliced": ce(spliced),
+        "delta_ce": ce(spliced) - ce(clean),
+        "kl": float(F.kl_div(spliced, clean, log_target=True, reduction="batchmean")),
+        "ce_recovered_mean": (mean - ce(spliced)) / (mean - ce(clean)),
+        "ce_recovered_zero": (zero - ce(spliced)) / (zero - ce(clean)),
+        "ce_ablated_mean": mean,
+        "ce_ablated_zero": zero,
+    }
+
+
+@pytest.mark.parametrize("site", [SITE, "blocks.1.hook_resid_pre", "blocks.0.hook_resid_mid", MLP])
+def test_every_metric_is_its_formula(lm: LanguageModel, sample: Sample, site: str) -> None:
+    expected = by_hand(lm, site, sample, halve)
+    assert expected["kl"] > 0.01
+    assert values(lm, site, sample, halve) == pytest.approx(expected, abs=2e-5, rel=2e-5)
+
+
+def test_a_coder_counts_as_any_function(lm: LanguageModel, sample: Sample, coder: Coder) -> None:
+    expected = by_hand(lm, SITE, sample, coder)
+    assert values(lm, SITE, sample, coder) == pytest.approx(expected, abs=1e-4, rel=1e-4)
+
+
+def test_identity_costs_nothing(lm: LanguageModel, sample: Sample) -> None:
+    found = values(lm, SITE, sample, lambda x: x.clone())
+    assert (found["delta_ce"], found["kl"]) == pytest.approx((0, 0), abs=1e-6)
+    assert found["ce_recovered_mean"] == pytest.approx(1)
+
+
+def test_an_ablation_spliced_as_a_method_recovers_nothing(
+    lm: LanguageModel, sample: Sample
+) -> None:
+    """The shortcut for constants (one row stands for all) agrees with really splicing them."""
+    found = values(lm, SITE, sample, lambda x: ABLATIONS["mean"].expand_as(x))
+    assert found["ce_spliced"] == pytest.approx(found["ce_ablated_mean"], abs=1e-5)
+    assert found["ce_recovered_mean"] == pytest.approx(0, abs=1e-4)
+
+
+def test_rows_that_begin_differently_are_not_taken_as_alike(
+    lm: LanguageModel, sample: Sample
+) -> None:
+    sample.tokens_ST[::2, 0] = 7
+    expected = by_hand(lm, SITE, sample, halve)
+    assert values(lm, SITE, sample, halve) == pytest.approx(expected, abs=2e-5, rel=2e-5)
+
+
+def test_chunks_of_logits_change_nothing(
+    lm: LanguageModel, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = values(lm, SITE, sample, halve)
+    sizes = []
+    softmax = F.log_softmax
+
+    def watched(logits: Tensor, dim: int) -> Tensor:
+        sizes.append(logits.numel() * 4)
+        return softmax(logits, dim=dim)
+
+    monkeypatch.setattr(fidelity, "LOGIT_BYTES", 4 * 4 * lm.vocab_size * 10)
+    monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)
+    monkeypatch.setattr(fidelity.F, "log_softmax", watched)
+    assert values(lm, SITE, sample, halve) == pytest.approx(whole, abs=1e-5)
+    assert max(sizes) == 4 * lm.vocab_size * 10
+
+
+def test_only_positions_with_two_scored_tokens_count(lm: LanguageModel, sample: Sample) -> None:
+    sums = fidelity.language_model_sums(lm, SITE, {"m": halve}, ABLATIONS, sample)
+    scored = sample.scored_ST
+    assert sums["m"].total("count") == (scored[:, :-1] & scored[:, 1:]).sum()
+
+
+def test_position_0_is_left_alone(lm: LanguageModel, sample: Sample) -> None:
+    tokens = torch.from_numpy(sample.tokens_ST)
+    rest = Continuation(lm, SITE)
+    x = rest.start(tokens)
+    clean, spliced = rest.finish(tokens, x, None), rest.finish(tokens, x, halve)
+    assert torch.equal(clean[:, 0], spliced[:, 0])
+    assert not torch.allclose(clean[:, 1], spliced[:, 1])
+
+
+def test_half_precision_is_refused(lm: LanguageModel, tiny_folder: object) -> None:
+    from sae.lm import load_lm
+
+    low = load_lm(str(tiny_folder), device="cpu", dtype="bfloat16")
+    with pytest.raises(UserError, match="float32"):
+        Continuation(low, SITE)
+
+
+def test_sums_are_kept_per_document(lm: LanguageModel, sample: Sample) -> None:
+    sums = fidelity.language_model_sums(lm, SITE, {"m": halve}, ABLATIONS, sample)
+    table = sums["m"].arrays()
+    losses = lm.token_losses(torch.from_numpy(sample.tokens_ST)).double().numpy()
+    scored = sample.scored_ST[:, :-1] & sample.scored_ST[:, 1:]
+    expected = np.zeros(sample.units)
+    np.add.at(expected, sample.unit_ST[:, :-1][scored], losses[scored])
+    assert table["ce_clean"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_method_may_be_run_on_a_part_of_the_batches(
+    lm: LanguageModel, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)  # two sequences
+    methods = {"all": halve, "some": halve}
+    sums = fidelity.language_model_sums(lm, SITE, methods, ABLATIONS, sample, every={"some": 3})
+    kept = np.arange(len(sample.tokens_ST)) // 2 % 3 == 0
+    part = replace(
+        sample,
+        tokens_ST=sample.tokens_ST[kept],
+        scored_ST=sample.scored_ST[kept],
+        unit_ST=sample.unit_ST[kept],
+    )
+    alone = fidelity.language_model_sums(lm, SITE, {"m": halve}, ABLATIONS, part)["m"].arrays()
+    for name, values in sums["some"].arrays().items():
+        assert values == pytest.approx(alone[name], rel=1e-5)
+    assert sums["all"].total("count") > 2 * sums["some"].total("count")

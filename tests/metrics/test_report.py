@@ -1,0 +1,173 @@
+"""The report: whole, self-contained, honest about controls that win."""
+
+import copy
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sae.base.errors import UserError
+from sae.coders import make_coder
+from sae.lm import LanguageModel
+from sae.metrics import evaluate, write_report
+from sae.metrics.plots import count
+from sae.metrics.report import interval, number
+from sae.store import ActivationStore
+from tests.metrics.conftest import SITE
+
+
+@pytest.fixture(scope="session")
+def evaluation(store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
+    coder = make_coder("topk", 32, 128, k=6)
+    coder.initialise(torch.from_numpy(store.stats(SITE).mean_D).float(), torch.Generator())
+    coder.metadata = {"hook_name": SITE}
+    return evaluate(coder.eval(), store, lm, tokens=800, loss_tokens=300)
+
+
+class Page(HTMLParser):
+    """Collects opened tags and checks that they are closed in order."""
+
+    VOID = ("meta", "br", "link", "path", "use", "rect", "circle", "line", "hr", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def read(evaluations: dict[str, Any], folder: Path) -> tuple[str, Page]:
+    text = write_report(evaluations, folder / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert not page.open
+    return text, page
+
+
+def test_one_coder(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    text, page = read({"topk": evaluation}, tmp_path)
+    assert sum(tag == "figure" for tag, _ in page.seen) == 7
+    assert text.count("<figcaption>") == 7  # each plot says how to read it
+    for name in evaluation["metrics"]:
+        assert f"<code>{name}</code>" in text
+    assert number(evaluation["metrics"]["ev"]["value"]) in text
+    assert interval(evaluation["metrics"]["ev"]) in text
+    assert "Side by side" not in text
+
+
+def test_several_coders_are_compared(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    other = copy.deepcopy(evaluation)
+    other["metrics"]["l0"]["value"] *= 2
+    text, page = read({"narrow": evaluation, "wide": other}, tmp_path)
+    assert "Side by side" in text
+    assert sum(tag == "figure" for tag, _ in page.seen) == 2 + 2 * 7
+    assert text.count("narrow") > 3
+    assert text.count("wide") > 3
+
+
+def test_nothing_is_loaded_from_elsewhere(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    text, page = read({"topk": evaluation}, tmp_path)
+    tags = {tag for tag, _ in page.seen}
+    assert not tags & {"script", "link", "iframe", "img"}
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)  # clip paths of the SVGs only
+    for _, attributes in page.seen:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+
+
+def test_figures_are_well_formed_and_take_the_pages_colours(
+    evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    text, _ = read({"topk": evaluation}, tmp_path)
+    figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(figures) == 7
+    for svg in figures:
+        ElementTree.fromstring(svg)
+        assert "var(--series-0)" in svg
+        assert "#0" not in svg  # no marker colour is left, nothing is black on black
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_names_are_text_not_markup(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    name = '<b onclick="x">$k_1$ & co'
+    text, page = read({name: evaluation}, tmp_path)
+    assert "<b onclick" not in text
+    assert not any("onclick" in attributes for _, attributes in page.seen)
+    assert "&lt;b onclick" in text
+    assert "$k_1$ &amp; co" in text
+
+
+def test_a_control_that_wins_is_marked(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    beaten = copy.deepcopy(evaluation)
+    beaten["controls"]["pca"]["ev"]["value"] = beaten["metrics"]["ev"]["value"] + 0.01
+    text, _ = read({"topk": beaten}, tmp_path)
+    assert "PCA beats this coder on" in text
+    best = copy.deepcopy(evaluation)
+    for control in best["controls"].values():
+        for name, entry in control.items():
+            if name in best["metrics"]:
+                entry["value"] = best["metrics"][name]["value"]
+    text, _ = read({"topk": best}, tmp_path)
+    assert "beats this coder on" not in text
+
+
+def test_missing_values_are_said_not_hidden(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    odd = copy.deepcopy(evaluation)
+    odd["metrics"]["ce_recovered_mean"].update(value=None, low=None, high=None)
+    odd["metrics"]["delta_ce"].update(low=None, high=None)
+    odd["metrics"]["fvu"].update(value=None, low=None, high=None)
+    odd["controls"] = {}
+    for name in ("max_decoder_cosine", "random", "encoder_decoder"):
+        del odd["histograms"][name]
+    text, _ = read({"a": odd, "b": odd}, tmp_path)
+    assert "no interval" in text
+    assert "NaN" not in text
+
+
+def test_nothing_to_report_is_refused(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no evaluation"):
+        write_report({}, tmp_path / "r.html")
+    with pytest.raises(UserError, match="schema"):
+        write_report({"x": {**evaluation, "schema": 2}}, tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_plotting_is_not_imported_with_the_metrics() -> None:
+    code = "import sys, sae.metrics; print({'matplotlib', 'sae.metrics.plots'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.94816, "0.9482"),
+        (32.0, "32"),
+        (-0.01234, "-0.0123"),
+        (1.2e-6, "1.20e-06"),
+        (0.0, "0"),
+        (3614.5, "3614"),
+        (None, "–"),
+    ],
+)
+def test_numbers_as_a_person_reads_them(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_counts() -> None:
+    assert [count(v) for v in (7, 65_536, 1e6)] == ["7", "65.5 k", "1 M"]

@@ -1,0 +1,144 @@
+"""A broken pipeline publishes nothing: every break below must stop the evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae.coders import Coder
+from sae.lm import LanguageModel
+from sae.metrics import SelfTestFailure, continuation, evaluate, fidelity, scoring, selftests
+from sae.metrics.continuation import Continuation
+from sae.store import ActivationStore
+
+
+def run(coder: Coder, store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
+    return evaluate(coder, store, lm, tokens=600, loss_tokens=300, controls=())
+
+
+def test_a_sound_pipeline_passes(coder: Coder, store: ActivationStore, lm: LanguageModel) -> None:
+    tests = run(coder, store, lm)["self_tests"]
+    assert set(tests) == {
+        "mean_predictor",
+        "identity",
+        "known_scaling",
+        "oracle_dictionary",
+        "store_matches_model",
+        "splice_error_restored",
+        "splice_identity",
+        "splice_agrees",
+    }
+    for test in tests.values():
+        assert set(test) == {"passed", "value", "tolerance"}
+        assert test["passed"]
+        assert abs(test["value"]) <= test["tolerance"]
+    assert abs(tests["splice_error_restored"]["value"]) <= 1e-5
+
+
+def test_scaled_reconstructions_are_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = selftests.reconstruct
+
+    def scaled(method: Any, x_BD: Tensor) -> tuple[Tensor, Any]:
+        x_hat_BD, codes = honest(method, x_BD)
+        return 1.02 * x_hat_BD, codes
+
+    monkeypatch.setattr(selftests, "reconstruct", scaled)
+    monkeypatch.setattr(scoring, "reconstruct", scaled)
+    with pytest.raises(SelfTestFailure, match="returning x itself must have EV 1"):
+        run(coder, store, lm)
+
+
+def test_a_splice_at_the_wrong_site_is_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = lm.splice
+
+    @contextmanager
+    def next_layer(site: str, replace: Any) -> Iterator[None]:
+        with honest("blocks.1.hook_resid_post", replace):
+            yield
+
+    monkeypatch.setattr(lm, "splice", next_layer)
+    with pytest.raises(SelfTestFailure, match=r"splicing x̂ \+ e must give the clean loss"):
+        run(coder, store, lm)
+
+
+def test_reading_the_wrong_layer_is_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = lm.capture
+
+    def next_layer(tokens_ST: Tensor, sites: list[str]) -> dict[str, Tensor]:
+        found = honest(tokens_ST, ["blocks.1.hook_resid_post"])
+        return dict.fromkeys(sites, found["blocks.1.hook_resid_post"])
+
+    monkeypatch.setattr(lm, "capture", next_layer)
+    with pytest.raises(SelfTestFailure, match="store_matches_model"):
+        run(coder, store, lm)
+
+
+def test_going_on_from_the_wrong_block_is_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OffByOne(Continuation):
+        def __init__(self, lm: LanguageModel, site: str) -> None:
+            super().__init__(lm, site)
+            assert self._next_block is not None
+            self._next_block += 1
+
+    monkeypatch.setattr(fidelity, "Continuation", OffByOne)
+    with pytest.raises(SelfTestFailure, match="splicing x itself must cost"):
+        run(coder, store, lm)
+
+
+def test_a_scaled_splice_is_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = continuation.spliced
+    monkeypatch.setattr(continuation, "spliced", lambda x, f: honest(x, lambda rows: 1.1 * f(rows)))
+    with pytest.raises(SelfTestFailure, match="No evaluation is published"):
+        run(coder, store, lm)
+
+
+def test_a_variance_formula_of_published_tools_is_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae.metrics import reconstruction
+
+    def published(n: Any, squares: Any, total: Any) -> Any:
+        mean_square = squares / n
+        return mean_square - (mean_square / total.shape[1]) ** 2
+
+    monkeypatch.setattr(reconstruction, "_variance", published)
+    with pytest.raises(SelfTestFailure, match="predicting the mean must have EV 0"):
+        run(coder, store, lm)
+
+
+def test_lost_firings_are_found(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae.metrics.sparsity import Firings
+
+    honest = Firings._count
+
+    def forgetful(
+        self: Firings, latent_N: Tensor, row_N: Tensor, unit_B: Tensor, scored_B: Tensor
+    ) -> None:
+        honest(self, latent_N[1:], row_N[1:], unit_B, scored_B)
+
+    monkeypatch.setattr(Firings, "_count", forgetful)
+    with pytest.raises(SelfTestFailure, match="true dictionary"):
+        run(coder, store, lm)
+
+
+def test_a_coder_that_returns_nan_is_no_pass() -> None:
+    test = selftests.SelfTest("x", float("nan"), 1.0, "s")
+    assert not test.passed
+    assert test.to_json()["value"] is None
+    assert issubclass(SelfTestFailure, RuntimeError)
+    assert torch.isnan(torch.tensor(test.value))

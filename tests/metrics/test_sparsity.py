@@ -1,0 +1,80 @@
+"""Firing counts on a pattern that is known by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from sae.coders import Codes
+from sae.metrics.bootstrap import entries
+from sae.metrics.registry import metrics_of
+from sae.metrics.sparsity import Firings
+
+WIDTH = 8
+
+
+def codes(dense: list[list[float]]) -> Codes:
+    acts = torch.tensor(dense)
+    index = torch.arange(acts.shape[1]).expand_as(acts)
+    return Codes.fixed(acts, index, WIDTH)
+
+
+@pytest.fixture
+def firings() -> Firings:
+    """Latent 0 fires on all 4 scored tokens, 1 on one, 2 only on the row that is not scored."""
+    counts = Firings(WIDTH, units=2, norms_F=torch.arange(1.0, WIDTH + 1))
+    rows = codes([[1, 0, 9], [2, -3, 0], [1, 0, 0]])
+    scored = torch.tensor([False, True, True])
+    first = counts.add(rows, torch.tensor([0, 0, 0]), scored)
+    assert first["l0"].tolist() == [2, 1]
+    assert first["l1"].tolist() == [2 * 1 + 3 * 2, 1]  # |f_i| ‖d_i‖
+    counts.add(codes([[1, 0, 0], [1, 0, 0]]), torch.tensor([1, 1]), torch.ones(2, dtype=torch.bool))
+    return counts
+
+
+def test_density_alive_and_dense_shares(firings: Firings) -> None:
+    assert firings.tokens == 4
+    assert firings.density_F.tolist() == [1, 0.25, 0, 0, 0, 0, 0, 0]
+    assert firings.alive_F.tolist() == [True, True] + [False] * 6
+    found = entries(firings.table(), metrics_of("sparsity"))
+    assert found["alive"]["value"] == pytest.approx(2 / 8)
+    assert found["dense_1pct"]["value"] == pytest.approx(2 / 8)
+    assert found["dense_10pct"]["value"] == pytest.approx(2 / 8)
+    assert found["alive"]["tokens"] == 4
+
+
+def test_alive_curve_ends_at_alive(firings: Firings) -> None:
+    curve = firings.alive_curve()
+    assert curve["tokens"] == [1, 2, 3, 4]
+    assert curve["alive"] == [0.25, 0.25, 0.25, 0.25]
+
+
+def test_alive_curve_counts_first_firings() -> None:
+    counts = Firings(4, 1, torch.ones(4))
+    for i in range(4):  # latent i fires for the first time on token i
+        counts.add(
+            Codes.fixed(torch.ones(1, 1), torch.tensor([[i]]), 4),
+            torch.zeros(1, dtype=torch.int64),
+            torch.ones(1, dtype=torch.bool),
+        )
+    assert counts.alive_curve() == {"tokens": [1, 2, 3, 4], "alive": [0.25, 0.5, 0.75, 1.0]}
+
+
+def test_histograms_hold_every_latent_and_token(firings: Firings) -> None:
+    histogram = firings.density_histogram()
+    assert sum(histogram["latents"]) + histogram["silent"] == WIDTH
+    assert len(histogram["log10_density_edges"]) == len(histogram["latents"]) + 1
+    active = firings.l0_histogram()
+    assert sum(active["tokens"]) == 4
+    assert dict(zip(active["l0_edges"][:-1], active["tokens"], strict=True)) == {1: 3, 2: 1}
+
+
+def test_folding_documents_keeps_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae.metrics import sparsity
+
+    monkeypatch.setattr(sparsity, "TABLE_ENTRIES", 64 * WIDTH)
+    counts = Firings(WIDTH, units=1000, norms_F=torch.ones(WIDTH))
+    assert counts.units == 64
+    rows = codes(np.eye(3).tolist())
+    counts.add(rows, torch.tensor([3, 500, 999]), torch.ones(3, dtype=torch.bool))
+    assert counts.density_F[:3].tolist() == pytest.approx([1 / 3] * 3)
+    assert counts.table()["count"].sum() == 3

@@ -1,0 +1,219 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sae.store.schema as schema
+from sae.base.errors import UserError
+from sae.base.files import read_json
+from sae.coders import Codes, make_coder
+from sae.coders.registry import TRAINABLE
+from sae.kernels import Support, get_kernels
+from sae.store import ActivationStore, ShuffledReader, SiteStats
+from sae.training import CoderTrainer, Settings, train
+from sae.training.dead import DeadLatents, auxk_loss
+from tests.contracts.test_coders import OPTIONS
+from tests.store.fixtures import make_store
+
+SITE = "blocks.0.hook_resid_post"
+STEPS, BATCH = 40, 64
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
+    monkeypatch.setattr(schema, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(schema, "SHARD_ROWS", 512)
+    return make_store(tmp_path / "s.zarr")[0]
+
+
+def _trainers(store: ActivationStore, names: tuple[str, ...] = TRAINABLE) -> list[CoderTrainer]:
+    settings = Settings(steps=STEPS, batch=BATCH, dead_after=640, learning_rate=3e-3)
+    return [
+        CoderTrainer(n, make_coder(n, 16, 64, **OPTIONS[n]), SITE, store.stats(SITE), settings)
+        for n in names
+    ]
+
+
+def _reader(store: ActivationStore) -> ShuffledReader:
+    return ShuffledReader(store, [SITE], BATCH, window=4)
+
+
+def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> None:
+    trainers = _trainers(store)
+    facts = train(trainers, _reader(store), tmp_path / "c", STEPS, fingerprint="a", log_every=10)
+    assert facts["tokens"] == STEPS * BATCH
+    for trainer in trainers:
+        lines = (tmp_path / "c" / trainer.name / "training.jsonl").read_text().splitlines()
+        assert len(lines) == STEPS // 10
+        norms = trainer.coder.W_dec_FD.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+    x = torch.from_numpy(store.read(SITE, 0, 512).astype(np.float32))
+    before = make_coder("topk", 16, 64, k=4)
+    before.initialise(x.mean(0), torch.Generator().manual_seed(0))
+    after = trainers[0].finished_coder()
+    errors = [(coder(x) - x).square().sum() for coder in (before, after)]
+    assert errors[1] < errors[0]
+
+
+def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None:
+    """Killed after a checkpoint and started again: the weights of an undisturbed run."""
+    undisturbed = _trainers(store)
+    train(undisturbed, _reader(store), tmp_path / "a", STEPS, fingerprint="a", log_every=5)
+
+    class Killed(Exception):
+        pass
+
+    def kill_at_25(step: int) -> None:
+        if step == 25:
+            raise Killed
+
+    first = _trainers(store)
+    with pytest.raises(Killed):
+        train(
+            first,
+            _reader(store),
+            tmp_path / "b",
+            STEPS,
+            fingerprint="a",
+            log_every=5,
+            checkpoint_seconds=0,
+            on_step=kill_at_25,
+        )
+    assert read_json(tmp_path / "b" / "checkpoint.json")["step"] == 24
+    second = _trainers(store)
+    train(second, _reader(store), tmp_path / "b", STEPS, fingerprint="a", log_every=5)
+    for ours, truth in zip(second, undisturbed, strict=True):
+        for (name, a), b in zip(
+            ours.coder.state_dict().items(), truth.coder.state_dict().values(), strict=True
+        ):
+            assert torch.equal(a, b), f"{ours.name} {name}"
+        logs = [tmp_path / run / ours.name / "training.jsonl" for run in "ab"]
+        steps = [[line.split(",")[0] for line in log.read_text().splitlines()] for log in logs]
+        assert steps[0] == steps[1]
+
+
+def test_a_checkpoint_of_another_training_is_not_used(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    train(_trainers(store), _reader(store), tmp_path, STEPS, fingerprint="a")
+    facts = train(_trainers(store), _reader(store), tmp_path, STEPS, fingerprint="b")
+    assert facts["steps"] == STEPS
+
+
+def test_a_damaged_checkpoint_is_a_sentence(store: ActivationStore, tmp_path: Path) -> None:
+    train(_trainers(store, ("topk",)), _reader(store), tmp_path, STEPS, fingerprint="a")
+    (tmp_path / "topk" / "checkpoint" / f"step-{STEPS}.pt").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="cannot be read"):
+        train(_trainers(store, ("topk",)), _reader(store), tmp_path, STEPS, fingerprint="a")
+
+
+def test_logging_and_reading_the_coder_change_nothing(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    weights = []
+    for name, every in (("often", 1), ("never", 10**6)):
+        trainers = _trainers(store, ("topk", "batchtopk"))
+
+        def look(_step: int, _records: object, trainers: list = trainers) -> None:
+            for trainer in trainers:
+                trainer.finished_coder()(torch.zeros(2, 16))
+
+        train(
+            trainers,
+            _reader(store),
+            tmp_path / name,
+            STEPS,
+            fingerprint="a",
+            log_every=every,
+            on_log=look,
+        )
+        weights.append([p for t in trainers for p in t.coder.state_dict().values()])
+    for a, b in zip(*weights, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_dead_latents_are_counted_in_tokens() -> None:
+    dead = DeadLatents(4, after=20)
+    acts, indices = torch.tensor([[1.0], [0.0]]), torch.tensor([[2], [3]])
+    for _ in range(10):
+        dead.update(Codes.fixed(acts, indices, 4))  # latent 3 is named, but not active
+    assert dead.dead.tolist() == [0, 1, 3]
+    assert dead.silent_F.tolist() == [20, 20, 0, 20]
+
+
+def _auxk_parts(backend: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    coder = make_coder("topk", 8, 32, k=3).double()
+    coder.initialise(torch.randn(8), torch.Generator().manual_seed(1))
+    x = torch.randn(50, 8, dtype=torch.float64)
+    dead = torch.tensor([1, 5, 6, 30])
+    x_hat = coder(x).detach()
+    loss = auxk_loss(coder, x, x_hat, dead, 2, get_kernels(backend))  # pyright: ignore
+    loss.backward()
+    return loss, {n: p.grad for n, p in coder.named_parameters() if p.grad is not None}
+
+
+def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
+    _, gradients = _auxk_parts("sparse")
+    living = torch.ones(32, dtype=torch.bool)
+    living[[1, 5, 6, 30]] = False
+    for name in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
+        assert (gradients[name][living] == 0).all()
+        assert (gradients[name][~living] != 0).any(), name
+    assert "b_dec_D" not in gradients
+
+
+def test_auxk_agrees_with_its_formula() -> None:
+    """Dense, by hand: only dead latents ranked, no bias in the estimate, residual constant."""
+    torch.manual_seed(0)
+    coder = make_coder("topk", 8, 32, k=3).double()
+    coder.initialise(torch.randn(8), torch.Generator().manual_seed(1))
+    x = torch.randn(50, 8, dtype=torch.float64)
+    dead = torch.tensor([1, 5, 6, 30])
+    residual = x - coder(x).detach()
+    pre = (x - coder.b_dec_D.detach()) @ coder.W_enc_FD[dead].T + coder.b_enc_F[dead]
+    values, indices = pre.topk(2, dim=1)
+    estimate = torch.einsum("bk,bkd->bd", values.relu(), coder.W_dec_FD[dead][indices])
+    wanted = (residual - estimate).square().sum() / residual.square().sum()
+    wanted.backward()
+    loss, gradients = _auxk_parts("sparse")
+    torch.testing.assert_close(loss.detach(), wanted.detach())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, dict(coder.named_parameters())[name].grad)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    settings = Settings(steps=100, warmup=0.1, decay=0.2)
+    rates = [settings.rate(step, 2**14) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1 * settings.peak_rate(2**14))
+    assert rates[50] == max(rates)
+    assert 0 < rates[-1] < 0.1 * rates[50]
+    assert settings.peak_rate(2**16) == pytest.approx(settings.peak_rate(2**14) / 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Settings(steps=0), "`steps` is 0"),
+        (lambda: Settings(steps=10, warmup=0.8, decay=0.5), "together"),
+        (
+            lambda: CoderTrainer(
+                "a",
+                make_coder("topk", 4, 8, k=2),
+                SITE,
+                SiteStats(9, np.zeros(4), 0.0, 0.0),
+                Settings(steps=1),
+            ),
+            "do not vary",
+        ),
+    ],
+)
+def test_mistakes_get_a_sentence(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_support_of_aux_latents_is_global() -> None:
+    support = Support.fixed(torch.tensor([[30, 1]]), 32)
+    assert support.latent_major[2][-1] == 2
