@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BROWSE ?= 1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint gallery screenshots clean
+.PHONY: demo test lint peers bench-harvest gallery screenshots clean
 
 demo: $(VENV)/installed
 ifeq ($(BROWSE),0)
@@ -30,9 +30,21 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# SAELens lives in an environment of its own: tests and benchmarks compare with it.
+PEERS := .venv-peers
+peers: $(PEERS)/installed
+$(PEERS)/installed:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 sae-lens==6.54.12
+	touch $@
+
+bench-harvest: $(VENV)/installed peers
+	$(BIN)/python -m benchmarks.harvest --peers $(PEERS)/bin/python
+
 # The pages of docs/ that are made by a command.
 gallery: $(VENV)/installed
-	$(BIN)/python -m pipelines.gallery runs/demo docs/gallery.md
+	$(BIN)/python -m pipelines.gallery docs/gallery.md runs/demo runs/books
 
 screenshots: $(VENV)/installed
 	$(BIN)/python -m app.screenshots runs/demo docs/images

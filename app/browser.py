@@ -23,7 +23,7 @@ pages = [
 ]
 # The menu is drawn below: the links of Streamlit's own forget which coder one looks at.
 chosen = st.navigation(pages, position="hidden")
-state.repair()
+state.start_of_run()
 state.follow()
 
 try:
@@ -42,4 +42,7 @@ with st.sidebar:
     for page in pages:
         st.page_link(page, query_params=state.carried(), width="stretch")
 
-chosen.run()
+try:
+    chosen.run()
+finally:
+    state.end_of_run()

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import gallery, state
+from app import state
 from app.run_folder import Run
-from sae.features import FeatureIndex, select
+from sae.features import FeatureIndex, gallery, select
 from sae.features import layout as index_files
 
 SORTS = {

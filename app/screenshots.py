@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode
 
-from app.gallery import interesting
 from app.launch import streamlit_arguments
 from app.run_folder import Run, open_run
 from sae.base.errors import UserError
 from sae.features import FeatureIndex
+from sae.features.gallery import interesting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -19,7 +19,7 @@ CARRIED = ("coder", "filter", "sort", "order", "context")
 """Parameters that stay when another page or feature is opened."""
 FEATURE_PAGE = "pages_/feature.py"
 PATIENCE = 5.0
-"""Seconds after which a click is not taken for one that had not heard of the last change."""
+"""Seconds after a run in which a click is taken for one that had not heard of its change."""
 _WAY, _WRITTEN = "way-to-feature", "written-parameters"
 
 
@@ -47,7 +47,7 @@ def one_of(options: list[str]) -> Callable[[str], str]:
 
 def put(**changes: Any) -> None:
     """Writes parameters, all in one step of the browser's history; None takes one away."""
-    repair()
+    _repair()
     old = st.query_params.to_dict()
     new = dict(old)
     for name, wanted in changes.items():
@@ -57,19 +57,52 @@ def put(**changes: Any) -> None:
             new[name] = str(wanted)
     if new != old:
         st.query_params.from_dict(new)
-        olds = [*_unheard().olds, old]
-        st.session_state[_WRITTEN] = _Written(olds, new, _page(), time.monotonic())
+        olds = [*_written().olds, old]
+        st.session_state[_WRITTEN] = _Written(olds, new, _page(), time.monotonic(), True)
 
 
-def repair() -> None:
-    """Puts right a URL that is behind; called before parameters are read, once per run.
+class _Written(NamedTuple):
+    """The last `put`.
+
+    Attributes:
+        olds: URLs from before it that may still come in.
+        new: the parameters that it wrote.
+        page: on which.
+        time: when the run ended that drew them.
+        here: that run is still this one, so the parameters are our own, not the client's.
+    """
+
+    olds: list[dict[str, str]]
+    new: dict[str, str]
+    page: str
+    time: float
+    here: bool
+
+
+def start_of_run() -> None:
+    """Puts right a URL that is behind; called first in the script that all pages share.
 
     The client sends its URL with every click, and a click made before it has heard of the last
     `put` carries the URL from before: taken at its word, it would undo that. (Typing a text and
     pressing a button does just this: the field's change and the click come as two requests.)
     Steps in the browser's history mean what they say.
     """
-    written, context = _unheard(), get_script_run_ctx()
+    if _written().here:  # by a callback, just now
+        st.session_state[_WRITTEN] = _written()._replace(here=False)
+    else:
+        _repair()
+
+
+def end_of_run() -> None:
+    """Called when a page is drawn or given up: clicks made meanwhile are only now to come in."""
+    if _WRITTEN in st.session_state:
+        st.session_state[_WRITTEN] = _written()._replace(time=time.monotonic())
+
+
+def _repair() -> None:
+    written, context = _written(), get_script_run_ctx()
+    if written.here or not written.olds:
+        return
     now = st.query_params.to_dict()
     stepped = context is not None and context.is_history_navigation
     late = time.monotonic() - written.time > PATIENCE
@@ -79,17 +112,8 @@ def repair() -> None:
         st.query_params.from_dict(written.new)
 
 
-class _Written(NamedTuple):
-    """The last `put`: URLs from before that may still come in, the new one, its page and time."""
-
-    olds: list[dict[str, str]]
-    new: dict[str, str]
-    page: str
-    time: float
-
-
-def _unheard() -> _Written:
-    return st.session_state.get(_WRITTEN, _Written([], {}, "", 0.0))
+def _written() -> _Written:
+    return st.session_state.get(_WRITTEN, _Written([], {}, "", 0.0, False))
 
 
 def _page() -> str:

@@ -16,46 +16,57 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class ModelConfig(Section):
     name: str = Field(
-        "pocket", description="`pocket`, a folder in Hugging Face layout, or a hub id"
+        default="pocket", description="`pocket`, a folder in Hugging Face layout, a hub id"
     )
     device: str | None = Field(
-        None, description="cpu, cuda, cuda:1, mps; default: the best there is"
+        default=None, description="cpu, cuda, mps; default: the best there is"
     )
-    dtype: str | None = Field(None, description="float32 or bfloat16; default: bfloat16 if native")
+    dtype: str | None = Field(
+        default=None, description="float32 or bfloat16; default: bfloat16 if native"
+    )
 
 
 class CorpusConfig(Section):
     source: str = Field(
-        "python", description="`python`, a file, folder or glob, or hf:dataset[:split[:column]]"
+        default="python",
+        description="`python`, a file, folder or glob, or hf:dataset[:split[:column]]",
     )
-    column: str = Field("text", description="text column of .jsonl and .parquet files")
-    context: Count | None = Field(None, description="tokens per row; default: the model's context")
-    train_tokens: Count = Field(3_000_000, description="tokens to harvest for training")
-    heldout_tokens: Count = Field(1_000_000, description="tokens to harvest for evaluation")
+    column: str = Field(default="text", description="text column of .jsonl and .parquet files")
+    context: Count | None = Field(
+        default=None, description="tokens per row; default: the model's context"
+    )
+    train_tokens: Count = Field(default=3_000_000, description="tokens to harvest for training")
+    heldout_tokens: Count = Field(default=1_000_000, description="tokens to harvest for evaluation")
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.25, description="share of documents held out"
+        default=0.25, description="share of documents held out"
     )
-    seed: int = Field(0, description="decides which documents are held out")
+    seed: int = Field(default=0, description="decides which documents are held out")
 
 
 class HarvestConfig(Section):
     sites: tuple[str, ...] = Field(
-        ("blocks.2.hook_resid_post",), min_length=1, description="hook points to read"
+        default=("blocks.2.hook_resid_post",), min_length=1, description="hook points to read"
     )
-    batch: Count = Field(32, description="sequences per forward pass")
-    compression: str = Field("none", description="none or zstd (8 % smaller, several times slower)")
+    batch: Count = Field(default=32, description="sequences per forward pass")
+    compression: str = Field(
+        default="none", description="none or zstd (8 % smaller, several times slower)"
+    )
 
 
 class CoderConfig(Section):
     name: str = Field(description="name of its folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    architecture: str = Field("topk", description="topk, batchtopk or relu")
-    site: str | None = Field(None, description="one of harvest.sites; default: the first")
-    width: Count | None = Field(None, description="number of latents F; default: expansion x D")
-    expansion: Count = Field(16, description="latents per dimension, where width is not given")
-    k: Count | None = Field(None, description="active latents per token (topk, batchtopk)")
-    l1: float | None = Field(None, description="weight of the L1 penalty (relu)")
-    learning_rate: float | None = Field(None, description="default: the n^-1/2 rule")
-    seed: int = Field(0, description="of the initial weights")
+    architecture: str = Field(default="topk", description="topk, batchtopk or relu")
+    site: str | None = Field(default=None, description="one of harvest.sites; default: the first")
+    width: Count | None = Field(
+        default=None, description="number of latents F; default: expansion x D"
+    )
+    expansion: Count = Field(
+        default=16, description="latents per dimension, where width is not given"
+    )
+    k: Count | None = Field(default=None, description="active latents per token (topk, batchtopk)")
+    l1: float | None = Field(default=None, description="weight of the L1 penalty (relu)")
+    learning_rate: float | None = Field(default=None, description="default: the n^-1/2 rule")
+    seed: int = Field(default=0, description="of the initial weights")
 
     @property
     def options(self) -> dict[str, float]:
@@ -65,19 +76,27 @@ class CoderConfig(Section):
 
 class TrainConfig(Section):
     coders: tuple[CoderConfig, ...] = (CoderConfig(name="topk", k=32),)
-    tokens: Count = Field(8_000_000, description="tokens that each coder sees")
-    batch: Count = Field(4096, description="tokens per step")
-    warmup: Share = Field(0.05, description="share of steps in which the learning rate rises")
-    decay: Share = Field(0.3, description="share of steps, at the end, in which it falls to 0")
-    auxk_coefficient: float = Field(1 / 32, ge=0, description="weight of the dead latents' loss")
-    auxk_k: Count | None = Field(None, description="dead latents per token; default: D / 2")
-    dead_after: Count = Field(
-        1_000_000, description="tokens without firing that make a latent dead"
+    tokens: Count = Field(default=8_000_000, description="tokens that each coder sees")
+    batch: Count = Field(default=4096, description="tokens per step")
+    warmup: Share = Field(
+        default=0.05, description="share of steps in which the learning rate rises"
     )
-    seed: int = Field(0, description="of the order of the data")
-    window: Count = Field(64, description="chunks of 2 Ki rows that are shuffled together")
-    checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
-    wandb: str | None = Field(None, description="Weights & Biases project to log to as well")
+    decay: Share = Field(
+        default=0.3, description="share of steps, at the end, in which it falls to 0"
+    )
+    auxk_coefficient: float = Field(
+        default=1 / 32, ge=0, description="weight of the dead latents' loss"
+    )
+    auxk_k: Count | None = Field(default=None, description="dead latents per token; default: D / 2")
+    dead_after: Count = Field(
+        default=1_000_000, description="silent tokens that make a latent dead"
+    )
+    seed: int = Field(default=0, description="of the order of the data")
+    window: Count = Field(default=64, description="chunks of 2 Ki rows that are shuffled together")
+    checkpoint_seconds: float = Field(default=60.0, gt=0, description="time between checkpoints")
+    wandb: str | None = Field(
+        default=None, description="Weights & Biases project to log to as well"
+    )
 
     @field_validator("coders")
     @classmethod
@@ -91,26 +110,30 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    tokens: Count = Field(1_000_000, description="held-out tokens for reconstruction and density")
-    loss_tokens: Count = Field(65_536, description="held-out tokens for the language model's loss")
-    seed: int = Field(0, description="of the bootstrap and the random control")
+    tokens: Count = Field(
+        default=1_000_000, description="held-out tokens for reconstruction and density"
+    )
+    loss_tokens: Count = Field(
+        default=65_536, description="held-out tokens for the language model's loss"
+    )
+    seed: int = Field(default=0, description="of the bootstrap and the random control")
 
 
 class IndexConfig(Section):
-    tokens: Count = Field(1_500_000, description="tokens whose activations are indexed")
+    tokens: Count = Field(default=1_500_000, description="tokens whose activations are indexed")
 
 
 class ExportConfig(Section):
-    format: str = Field("hdf5", pattern="^hdf5$", description="hdf5")
+    format: str = Field(default="hdf5", pattern="^hdf5$", description="hdf5")
     features: str | None = Field(
-        None, description="which features: ids, label:TEXT, density>1e-4, @filter.json"
+        default=None, description="which features: ids, label:TEXT, density>1e-4, @filter.json"
     )
 
 
 class RunConfig(Section):
     """A whole run. `folder` receives everything that is made."""
 
-    folder: Path = Field(Path("runs/demo"), description="where everything is written")
+    folder: Path = Field(default=Path("runs/demo"), description="where everything is written")
     model: ModelConfig = ModelConfig()
     corpus: CorpusConfig = CorpusConfig()
     harvest: HarvestConfig = HarvestConfig()

@@ -25,7 +25,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         sites=sites,
         context=packed.tokens.shape[1],
         sequences=len(packed.tokens),
-        splits={name: bounds for name, bounds in packed.splits.items()},
+        splits=dict(packed.splits.items()),
         model={
             "name": lm.name,
             "hash": lm.hash,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from pipelines.pretrain_card import export
-from pipelines.pretrain_data import IGNORED, Tokens, batch, open_streams
+from pipelines.pretrain_data import END_OF_TEXT, IGNORED, Tokens, batch, open_streams
 from sae.base.files import atomic_write, write_json
 from sae.corpus.sources import Split
 
@@ -46,7 +46,7 @@ class Recipe:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     torch.manual_seed(recipe.seed)
-    end = tokenizer.bos_token_id
+    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.context,
@@ -59,7 +59,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHea
         bos_token_id=end,
         eos_token_id=end,
     )
-    return GPT2LMHeadModel(config).to(recipe.device)
+    return GPT2LMHeadModel(config).to(torch.device(recipe.device))  # pyright: ignore[reportArgumentType]
 
 
 def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -149,7 +149,7 @@ def load_checkpoint(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Trains pocket-gpt2.")
     parser.add_argument("--books", required=True, help="parquet file of public-domain books")
     for name in ("tokens", "rows", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))

@@ -81,7 +81,7 @@ def export(
 
     The numbers are those of the fp16 weights that are written, computed in fp32.
     """
-    stored = model.to(device="cpu", dtype=torch.float16)
+    stored = model.to(torch.float16).cpu()  # pyright: ignore[reportArgumentType]
     stored.config.dtype = torch.float16
     stored.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -105,8 +105,9 @@ def card(
     natural_gap = numbers["induction_natural_first"] - numbers["induction_natural_second"]
     return f"""# pocket-gpt2
 
-A small GPT-2 that travels with Loupe, so that everything works on a machine without a model hub:
-{recipe["layers"]} layers x {recipe["width"]}, {recipe["heads"]} heads, context {recipe["context"]}, \
+A small GPT-2 that travels with Loupe, so that all works on a machine without a model hub:
+{recipe["layers"]} layers x {recipe["width"]}, {recipe["heads"]} heads, \
+context {recipe["context"]}, \
 its own byte-level BPE of 8,192 tokens, tied head, \
 stored as float16 ({(out / "model.safetensors").stat().st_size / 1e6:.1f} MB), loaded as float32.
 It is a specimen to look into, not a model to write with.

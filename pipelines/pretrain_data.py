@@ -111,7 +111,7 @@ def open_streams(
     corpora = {"books": open_corpus(books), "python": open_corpus("python")}
     tokenizer = train_tokenizer(corpora, work / "tokenizer")
     splits: tuple[Split, Split] = ("train", "heldout")
-    streams = {
+    streams: dict[tuple[str, Split], Tokens] = {
         (name, split): token_stream(name, corpus, split, tokenizer, work)
         for name, corpus in corpora.items()
         for split in splits

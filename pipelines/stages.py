@@ -4,7 +4,6 @@ An item is a stage, or a stage of one coder (`evaluate/topk`). Its fingerprint c
 of the configuration, its code, and the fingerprints of the items that it reads.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -191,11 +190,6 @@ def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]
                     item, fingerprint(config, stage, coder), outputs, seconds / len(coders), facts
                 )
             console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
-
-
-def remove_outputs(config: RunConfig, stage: Stage, coder: str | None) -> None:
-    for path in stage.outputs(config, coder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None:

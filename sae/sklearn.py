@@ -64,7 +64,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def fit(self, X: npt.ArrayLike, y: Any = None) -> Self:
         """Learns the dictionary from the rows of X (n_samples, n_features)."""
-        array = validate_data(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
+        array = _rows(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
         random = check_random_state(self.random_state)
         rows = _tensor(array)
         batch = min(self.batch_size, len(rows))
@@ -93,7 +93,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def transform(self, X: npt.ArrayLike) -> Any:
         """Codes (n_samples, n_components), CSR unless `sparse_output=False`."""
         check_is_fitted(self)
-        array = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        array = _rows(self, X, dtype=(np.float64, np.float32), reset=False)
         acts, indices, offsets = self.coder_.encode(_tensor(array)).ragged()
         codes = sp.csr_matrix(
             (acts.numpy().astype(array.dtype), indices.numpy(), offsets.numpy()),
@@ -116,6 +116,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     @property
     def _n_features_out(self) -> int:
         return self.n_components
+
+
+def _rows(estimator: BaseEstimator, X: npt.ArrayLike, **options: Any) -> npt.NDArray[Any]:
+    """scikit-learn's own check of X, whose return type it does not tell."""
+    checked: Any = validate_data(estimator, X=X, **options)  # pyright: ignore[reportArgumentType]
+    return checked
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:

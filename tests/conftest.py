@@ -12,6 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder with corpus/ and gpt2-tokenizer/, for tests at GPT-2's true shape",
     )
+    parser.addoption("--run", type=Path, default=None, help="a finished run to check coders of")
 
 
 @pytest.fixture(scope="session")

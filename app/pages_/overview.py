@@ -9,7 +9,12 @@ from app import charts, component, data, figures, pagekit, payload, state
 from app.visible import markdown, pieces
 
 DENSE, VERY_DENSE = 0.01, 0.1
-GALLERY = 12
+EV_MEANING = "EV = 1 − FVU on held-out text, without position 0."
+L0_MEANING = "Features that fire on a token, on average."
+RECOVERED_MEANING = (
+    "Share of the model's loss, against mean-ablation of the site, that the reconstruction keeps."
+)
+ALIVE_MEANING = "Features that fired at least once in so many tokens."
 
 
 def interval(metric: dict[str, Any], form: Any) -> str:
@@ -31,49 +36,37 @@ def tile(name: str, metric: dict[str, Any] | None, form: Any, meaning: str) -> N
 def quality_tiles(here: data.Here) -> None:
     """EV, L0, ΔCE recovered, alive and dense, each with its interval in the tooltip."""
     found = data.evaluation(here.run, here.coder)
-    density = here.table()["density"].to_numpy()
-    metrics = (found or {}).get("metrics", {})
     with st.grid(5, min_column_width=150):
         if found is not None:
-            tile(
-                "Explained variance",
-                metrics.get("ev"),
-                lambda v: f"{v:.3f}",
-                "EV = 1 − FVU on held-out text, without position 0.",
-            )
-            tile(
-                "L0",
-                metrics.get("l0"),
-                lambda v: f"{v:.1f}",
-                "Features that fire on a token, on average.",
-            )
-            tile(
-                "ΔCE recovered",
-                metrics.get("ce_recovered_mean"),
-                lambda v: f"{v:.3f}",
-                "Share of the model's loss, against mean-ablation of the site, that the "
-                "reconstruction keeps.",
-            )
-            tile(
-                alive_name(metrics.get("alive")),
-                metrics.get("alive"),
-                figures.share,
-                "Features that fired at least once in so many tokens.",
-            )
-        very = figures.share(float((density > VERY_DENSE).mean()))
-        st.metric(
-            "Dense",
-            figures.share(float((density > DENSE).mean())),
-            help=f"Features that fire on more than {DENSE:.0%} of the tokens of the index; "
-            f"{very} fire on more than {VERY_DENSE:.0%}.",
-            border=True,
-        )
+            evaluated_tiles(found["metrics"])
+        dense_tile(here)
     if found is None:
         pagekit.tell_missing(
             "This coder has not been evaluated yet",
             "Explained variance, L0, ΔCE and the share of living features come from:",
             here.run.command("evaluate"),
         )
+
+
+def evaluated_tiles(metrics: dict[str, Any]) -> None:
+    ev, recovered = metrics.get("ev"), metrics.get("ce_recovered_mean")
+    tile("Explained variance", ev, "{:.3f}".format, EV_MEANING)
+    tile("L0", metrics.get("l0"), "{:.1f}".format, L0_MEANING)
+    tile("ΔCE recovered", recovered, "{:.3f}".format, RECOVERED_MEANING)
+    alive = metrics.get("alive")
+    tile(alive_name(alive), alive, figures.share, ALIVE_MEANING)
+
+
+def dense_tile(here: data.Here) -> None:
+    density = here.table()["density"].to_numpy()
+    very = figures.share(float((density > VERY_DENSE).mean()))
+    st.metric(
+        "Dense",
+        figures.share(float((density > DENSE).mean())),
+        help=f"Features that fire on more than {DENSE:.0%} of the tokens of the index; "
+        f"{very} fire on more than {VERY_DENSE:.0%}.",
+        border=True,
+    )
 
 
 def alive_name(metric: dict[str, Any] | None) -> str:

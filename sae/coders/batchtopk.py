@@ -22,12 +22,14 @@ class BatchTopK(Coder):
     hyperparameters = ("k",)
     uses_auxk = True
     threshold: Tensor
+    seen: Tensor  # batches
 
     def __init__(self, d_in: int, d_sae: int, k: int = 32) -> None:
         check_k(k, d_sae)
         super().__init__(d_in, d_sae)
         self.k = k
-        self.register_buffer("threshold", torch.tensor(-1.0))  # negative: no batch seen yet
+        self.register_buffer("threshold", torch.tensor(0.0))
+        self.register_buffer("seen", torch.tensor(0))
 
     def select(self, centred_BD: Tensor) -> Support:
         return select_positive(centred_BD, self.W_enc_FD, self.b_enc_F, self.threshold)
@@ -40,10 +42,10 @@ class BatchTopK(Coder):
             centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates
         )
         with torch.no_grad():
-            first = self.threshold < 0
-            self.threshold.lerp_(
-                torch.full_like(self.threshold, smallest), 1.0 if first else 1 - THRESHOLD_DECAY
-            )
+            self.seen += 1
+            # Warmed up like an average of the last tenth, so that early batches are forgotten.
+            weight = torch.clamp(10 / (self.seen + 9), min=1 - THRESHOLD_DECAY)
+            self.threshold += weight * (smallest - self.threshold)
         return self._sparse_forward(x_BD, support, kernels)
 
     def for_inference(self) -> JumpReLU:

@@ -25,9 +25,7 @@ class PackedCorpus:
 
     tokens: np.ndarray  # (S, T) uint16 or uint32
     splits: dict[Split, tuple[int, int]]  # [first, last) row
-    document_start: (
-        np.ndarray
-    )  # (N,) int64: absolute position (row * T + column) of the first token
+    document_start: np.ndarray  # (N,) int64: row * T + column of the first token
     document_id: list[str]
     document_title: list[str]
 
@@ -35,7 +33,7 @@ class PackedCorpus:
     def hash(self) -> str:
         """Hash of every token and of where the splits lie."""
         digest = hashlib.sha256(repr(sorted(self.splits.items())).encode())
-        digest.update(np.ascontiguousarray(self.tokens))
+        digest.update(self.tokens.tobytes())
         return digest.hexdigest()
 
 
@@ -59,8 +57,10 @@ def pack_corpus(
     if context < 2:
         raise UserError(f"`context` is {context}; it must be at least 2.")
     budgets: dict[Split, int] = {"train": train_tokens, "heldout": heldout_tokens}
-    streams = {split: _Stream() for split in budgets}
-    wanted = ((split_of(d, heldout_share, seed), d) for d in corpus.documents() if d.text.strip())
+    streams: dict[Split, _Stream] = {split: _Stream() for split in budgets}
+    wanted: Iterator[tuple[Split, Document]] = (
+        (split_of(d, heldout_share, seed), d) for d in corpus.documents() if d.text.strip()
+    )
     open_ones = _until_full(wanted, streams, budgets)
     while batch := list(islice(open_ones, DOCUMENTS_AT_A_TIME)):
         texts = [document.text for _, document in batch]

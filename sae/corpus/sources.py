@@ -122,7 +122,7 @@ def _hugging_face(spec: str) -> Corpus:
     name, split, column = (*spec.removeprefix("hf:").split(":"), "", "")[:3]
     split, column = split or "train", column or "text"
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports] -- an extra
     except ImportError:
         raise UserError(
             f"The corpus `{spec}` needs the `datasets` package: pip install 'loupe-sae[datasets]'."

@@ -44,7 +44,8 @@ def select_batchtopk(
         scores_BC = _rescore(x_BD, W_FD, b_F, candidates_BC)
         wanted = min(rows * k, scores_BC.numel())
         cut = float(scores_BC.flatten().topk(wanted, sorted=False).values.min())
-        full = (scores_BC.min(dim=1).values >= cut).nonzero()[:, 0] if each < width else []
+        saturated_B = (scores_BC.min(dim=1).values >= cut) & (each < width)
+        full = saturated_B.nonzero()[:, 0]
         row_N, slot_N = ((scores_BC >= cut) & (scores_BC > 0)).nonzero(as_tuple=True)
         latent_N = candidates_BC[row_N, slot_N]
         score_N = scores_BC[row_N, slot_N]

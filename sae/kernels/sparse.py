@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from sae.kernels.codes import Support
@@ -74,7 +73,7 @@ class _EncodeAt(torch.autograd.Function):
         return gathered_dots(centred_BD, W_enc_FD, support) + b_enc_F[support.indices_N]
 
     @staticmethod
-    def backward(ctx: FunctionCtx | Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_N,) = grads
         centred_BD, W_enc_FD = ctx.saved_tensors
         support: Support = ctx.support
@@ -93,7 +92,7 @@ class _Decode(torch.autograd.Function):
         return rows_sum(acts_N, W_dec_FD, support)
 
     @staticmethod
-    def backward(ctx: FunctionCtx | Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_BD = grads[0].contiguous()
         acts_N, W_dec_FD = ctx.saved_tensors
         support: Support = ctx.support

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ def load_lm(
         ) from None
     identity = weights_hash(model)
     _use_fused_gelu(model)
-    model.eval().requires_grad_(False).to(device=chosen, dtype=precision)
+    model.eval().requires_grad_(False)
+    nn.Module.to(model, device=chosen, dtype=precision)
     return LanguageModel(model, tokenizer, name=name, hash=identity)
 
 
@@ -57,13 +59,14 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.named_parameters()):
         digest.update(key.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy())
+        digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _use_fused_gelu(model: GPT2LMHeadModel) -> None:
     """`gelu_new` is the tanh approximation spelt out in eight passes; torch has it in one."""
     if model.config.activation_function == "gelu_new":
+        block: Any
         for block in model.transformer.h:
             block.mlp.act = nn.GELU(approximate="tanh")
 

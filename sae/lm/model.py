@@ -1,7 +1,7 @@
 """A GPT-2 whose activations can be read and replaced."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class LanguageModel:
         self.n_layers: int = config.n_layer
         self.context: int = config.n_positions
         self.vocab_size: int = config.vocab_size
-        self.bos_id = int(tokenizer.bos_token_id or 0)
+        self.bos_id: int = tokenizer.bos_token_id or 0  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +54,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def capture(self, tokens_ST: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
-        """Activations (S, T, D) of each site, in one pass that stops after the last wanted block."""
+        """Activations (S, T, D) of each site, in one pass that ends with the last wanted block."""
         parsed = {name: self.site(name) for name in sites}
         found: dict[str, Tensor] = {}
         last = max(site.layer for site in parsed.values())
@@ -66,10 +66,8 @@ class LanguageModel:
 
                 hooks.enter_context(self._hook(site, keep))
             hooks.enter_context(_removing(self._block(last).register_forward_hook(_leave)))
-            try:
+            with suppress(_EarlyExit):
                 self.model.transformer(self._check(tokens_ST), use_cache=False)
-            except _EarlyExit:
-                pass
         return {name: found[name] for name in sites}
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """95 % intervals by resampling documents (Efron 1979; the cluster bootstrap).
 
 Tokens of one document are not independent, so whole documents are drawn with replacement.
-Every metric and every method is recomputed on the *same* draws, so differences are paired.
+All metrics of a table are recomputed on the same draws, so what combines two of them is paired.
 """
 
 from collections.abc import Iterable, Mapping

@@ -118,8 +118,8 @@ def fvu(s: Sums) -> np.ndarray:
 def fvu_with_position_0(s: Sums) -> np.ndarray:
     """FVU over the scored tokens and position 0.
 
-    The first position's norm is some twenty times the others'; its variance swamps theirs and
-    flatters any coder that fits it. Only for comparison with tools that include it.
+    In GPT-2 small the first position's norm is some twenty times the others'; its variance swamps
+    theirs and flatters any coder that fits it. Only for comparison with tools that include it.
     """
     n, total_RD = s["count_with_0"], s["centred"] + s["centred_at_0"]
     return (s["e2"] + s["e2_at_0"]) / n / _variance(n, s["c2"] + s["c2_at_0"], total_RD)

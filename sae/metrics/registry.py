@@ -6,7 +6,7 @@ The same list fills the `"formulas"` key of an evaluation, `docs/metrics.md` and
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -69,21 +69,24 @@ def metric(
 
 
 def metrics_of(*groups: Group) -> list[Metric]:
-    return [m for m in REGISTRY.values() if m.group in groups]
+    """The metrics of some groups, or of all; in one order, whatever was imported first."""
+    wanted = groups or get_args(Group)
+    ordered = sorted(REGISTRY.values(), key=lambda m: get_args(Group).index(m.group))
+    return [m for m in ordered if m.group in wanted]
 
 
 def formulas() -> dict[str, dict[str, str]]:
     """The `"formulas"` key of an evaluation: name -> formula, meaning, unit, better."""
     return {
         m.name: {"formula": m.formula, "meaning": m.meaning, "unit": m.unit, "better": m.better}
-        for m in REGISTRY.values()
+        for m in metrics_of()
     }
 
 
 def markdown_table() -> str:
     """The table of `docs/metrics.md`."""
     lines = ["| name | formula | unit | better | meaning |", "|---|---|---|---|---|"]
-    for m in REGISTRY.values():
+    for m in metrics_of():
         cells = (f"`{m.name}`", m.formula, m.unit, m.better, m.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

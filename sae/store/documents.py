@@ -5,6 +5,7 @@ Strings are stored as one UTF-8 blob and its offsets, because Zarr v3 has no sta
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,4 +51,4 @@ class DocumentTable:
 def _strings(group: zarr.Group, name: str) -> list[str]:
     offsets = np.asarray(group[f"documents/{name}_offsets"][...])  # pyright: ignore[reportIndexIssue]
     blob = np.asarray(group[f"documents/{name}_utf8"][...]).tobytes()  # pyright: ignore[reportIndexIssue]
-    return [blob[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [blob[a:b].decode() for a, b in pairwise(offsets)]

@@ -19,7 +19,7 @@ class BatchOrder:
 
     The split is `chunks` chunks of `chunk_rows` rows (the last may be shorter: `rows` in all),
     each row with `row % context == 0` being left out. Every epoch visits each other row at most
-    once; the rows that do not fill a last batch (fewer than `batch`) are left out, others each time.
+    once; rows that do not fill a last batch (fewer than `batch`) are left out, others each time.
     """
 
     rows: int
@@ -43,7 +43,7 @@ class BatchOrder:
         return [order[i : i + self.window] for i in range(0, self.chunks, self.window)]
 
     def window_slots(self, epoch: int, number: int, chunks: Ints) -> Ints:
-        """Permuted slots of a window: slot s is row s % chunk_rows of chunk chunks[s // chunk_rows].
+        """Permuted slots: slot s is row s % chunk_rows of chunk chunks[s // chunk_rows].
 
         Slots of absent rows (behind the split's end) and of position 0 are left out.
         """

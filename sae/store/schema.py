@@ -2,7 +2,7 @@
 
     activations.zarr/                     attributes: StoreSpec + schema + complete
       tokens                              (S, T) uint16 or uint32
-      activations/<site>                  (S*T, D) float16; row r = (sequence r // T, position r % T)
+      activations/<site>                  (S*T, D) float16; row r = (r // T, r % T)
       statistics/<site>/mean              (D,) float64, and scalars as attributes
       documents/{start,id_*,title_*}
 

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class ShuffledReader:
             )
         self.waited = 0.0
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches from number `start` on, without end."""
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.ahead)
         stop = threading.Event()

@@ -124,7 +124,9 @@ class StoreWriter:
                 )
             arrays[f"{site}/total"] = sums.total_D
             arrays[f"{site}/scalars"] = np.array([sums.count, sums.total_square, sums.total_norm])
-        atomic_write(self._done_file(shard), lambda file: np.savez(file, **arrays))
+        atomic_write(
+            self._done_file(shard), lambda file: np.savez(file, allow_pickle=False, **arrays)
+        )
 
     def _done_file(self, shard: int) -> Path:
         return self._progress / f"{shard}.npz"

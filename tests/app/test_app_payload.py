@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import charts, gallery, payload
-from sae.features import FeatureIndex
+from app import charts, payload
+from sae.features import FeatureIndex, gallery
 
 HOSTILE_FEATURE = 7
 

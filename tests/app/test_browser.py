@@ -188,6 +188,7 @@ def test_arrow_keys_and_the_back_button(page: "Page", server: str) -> None:
     visit(page, server, "feature?feature=3&filter=3%2C8%2C20")
     field = page.get_by_role("spinbutton", name="Feature")
     expect(field).to_have_value("3")
+    expect(page.get_by_role("button", name="Next")).to_be_visible()  # it brings the shortcut
     page.keyboard.press("ArrowRight")
     expect(field).to_have_value("8")
     page.keyboard.press("ArrowRight")

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,14 @@ def test_unfinished_shards_refuse_to_finish(tmp_path: Path) -> None:
 def test_values_that_float16_cannot_hold_are_an_error(tmp_path: Path) -> None:
     spec, tokens, documents, data = make_parts()
     data[SITE][9, 0] = np.inf
-    with (
-        pytest.raises(UserError, match="finite"),
-        StoreWriter(tmp_path / "s.zarr", spec, tokens, documents) as writer,
-    ):
-        write_shards(writer, data, writer.missing)
-        writer.finish()
+
+    def write_all() -> None:
+        with StoreWriter(tmp_path / "s.zarr", spec, tokens, documents) as writer:
+            write_shards(writer, data, writer.missing)
+            writer.finish()
+
+    with pytest.raises(UserError, match="finite"):
+        write_all()
 
 
 def test_a_flipped_byte_is_found_by_the_read_path_of_training(tmp_path: Path) -> None:
@@ -96,8 +99,7 @@ def test_a_flipped_byte_is_found_by_the_read_path_of_training(tmp_path: Path) ->
     reader = ShuffledReader(ActivationStore.open(store.path), [SITE], batch=64)
     batches = reader.batches()
     with pytest.raises(UserError, match="damaged"):
-        for _ in range(reader.order.batches_per_epoch):
-            next(batches)
+        list(islice(batches, reader.order.batches_per_epoch))
 
 
 def test_documents_own_their_rows(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
     undisturbed = _trainers(store)
     train(undisturbed, _reader(store), tmp_path / "a", STEPS, fingerprint="a", log_every=5)
 
-    class Killed(Exception):
+    class Killed(Exception):  # noqa: N818
         pass
 
     def kill_at_25(step: int) -> None:

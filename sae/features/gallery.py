@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sae.features import FeatureIndex
+from sae.features.index import FeatureIndex
 
 RARE, DENSE = 20, 0.03
 """At least so many firings; at most this density."""
