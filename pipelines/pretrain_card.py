@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from pipelines.pretrain_data import HELDOUT_SHARE, PYTHON_SHARE, REPEATED_SHARE, Tokens
 from sae.base.files import sha256_file, write_text
 from sae.corpus.sources import Split
+from sae.features.tokenizer_bytes import vocabulary_of
 from sae.lm.load import weights_hash
 from sae.lm.model import LanguageModel
 
@@ -25,6 +26,9 @@ def bits_per_byte(lm: LanguageModel, stream: Tokens, tokens: int) -> float:
     window from little context: an upper bound of what a sliding window would give.
     """
     length = lm.context - 1
+    vocabulary = vocabulary_of(lm.tokenizer, lm.vocab_size)
+    bytes_of = np.array([len(vocabulary[i]) for i in range(lm.vocab_size)])
+    bytes_of[lm.bos_id] = 0  # it is predicted, but it is no text
     count = min(tokens, len(stream)) // length
     # Windows spread evenly over the split, so that every held-out book has its say.
     starts = np.linspace(0, len(stream) - length, count).astype(np.int64)
@@ -33,7 +37,7 @@ def bits_per_byte(lm: LanguageModel, stream: Tokens, tokens: int) -> float:
         rows = np.stack([stream[s : s + length] for s in chunk]).astype(np.int64)
         inputs = np.concatenate([np.full((len(rows), 1), lm.bos_id), rows], axis=1)
         nats += float(lm.token_losses(torch.from_numpy(inputs)).double().sum())
-        size += sum(len(text.encode()) for text in lm.tokenizer.batch_decode(rows))
+        size += int(bytes_of[rows].sum())
     return nats / size / math.log(2)
 
 
