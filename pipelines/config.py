@@ -47,7 +47,7 @@ class HarvestConfig(Section):
     sites: tuple[str, ...] = Field(
         default=("blocks.2.hook_resid_post",), min_length=1, description="hook points to read"
     )
-    batch: Count = Field(default=32, description="sequences per forward pass")
+    batch: Count = Field(default=8, description="sequences per forward pass")
     compression: str = Field(
         default="none", description="none or zstd (8 % smaller, several times slower)"
     )
@@ -77,7 +77,7 @@ class CoderConfig(Section):
 class TrainConfig(Section):
     coders: tuple[CoderConfig, ...] = (CoderConfig(name="topk", k=32),)
     tokens: Count = Field(default=8_000_000, description="tokens that each coder sees")
-    batch: Count = Field(default=4096, description="tokens per step")
+    batch: Count = Field(default=1024, description="tokens per step")
     warmup: Share = Field(
         default=0.05, description="share of steps in which the learning rate rises"
     )

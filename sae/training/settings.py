@@ -15,7 +15,7 @@ class Settings:
     """
 
     steps: int
-    batch: int = 4096
+    batch: int = 1024
     learning_rate: float | None = None
     warmup: float = 0.05  # share of steps, linear from 0
     decay: float = 0.3  # share of steps at the end, linear to 0
@@ -49,4 +49,4 @@ class Settings:
 
 
 BASE_WIDTH = 2**14
-BASE_RATE = 5e-4  # at BASE_WIDTH; see docs/training.md for the sweep that chose it
+BASE_RATE = 1e-3  # at BASE_WIDTH; docs/training.md has the comparison that chose it
