@@ -10,7 +10,7 @@ import click
 import sae
 from pipelines.config import RunConfig
 from sae.base.config import describe, load_config
-from sae.base.errors import UserError
+from sae.base.errors import CheckFailure, UserError
 
 STAGE_HELP = {
     "harvest": "Run the model over the corpus and store its activations.",
@@ -179,7 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli(arguments, standalone_mode=False)
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), code=2)
+    except CheckFailure as error:
+        _fail(str(error), code=1)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -187,9 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str, code: int) -> None:
     click.echo(f"sae: {sentence}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

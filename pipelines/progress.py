@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 LINE_SECONDS = 10.0
 
 Update = Callable[[float], None]  # the amount done so far, not the increment

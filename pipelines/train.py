@@ -8,9 +8,12 @@ from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from sae.base.devices import default_device
 from sae.base.files import sha256_json
+from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
+from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader
+from sae.store.schema import CHUNK_ROWS
 from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import remove_checkpoint
 
@@ -20,6 +23,7 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     store = ActivationStore.open(config.store)
     wanted = [coder for coder in config.train.coders if coder.name in names]
     steps = max(1, config.train.tokens // config.train.batch)
+    _check_memory(config, wanted, store)
     trainers = [_trainer(config, coder, store, steps) for coder in wanted]
     sites = sorted({trainer.site for trainer in trainers})
     reader = ShuffledReader(
@@ -75,6 +79,22 @@ def _trainer(
     )
     device = config.model.device or default_device()
     return CoderTrainer(wanted.name, coder, site, store.stats(site), settings, device)
+
+
+def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
+    """On a CPU: weights, gradients, Adam's two moments; a batch of scores; windows read ahead."""
+    if (config.model.device or default_device()) != "cpu":
+        return
+    needed = 0
+    for coder in wanted:
+        d_in = store.width[config.site_of(coder)]
+        width = coder.width or coder.expansion * d_in
+        needed += 4 * 4 * 2 * width * d_in
+        needed += 4 * min(config.train.batch * width, CHUNK_VALUES)
+        needed += 2 * 2 * config.train.window * CHUNK_ROWS * d_in
+    names = ", ".join(coder.name for coder in wanted)
+    advice = "train fewer or narrower coders, or take a smaller `train.window`"
+    require_memory(needed, f"Training {names}", advice)
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one exception that means "the person, not the program, has to change something"."""
+"""Errors that end in one sentence: the person's mistake, or a result that cannot be trusted."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UserError(ValueError):
     The command line prints the sentence alone and exits with code 2; from Python it is a
     `ValueError` like any other.
     """
+
+
+class CheckFailure(RuntimeError):  # noqa: N818 -- the check failed, not the program
+    """The program does not trust its own result, and publishes none: one sentence, exit code 1."""
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:

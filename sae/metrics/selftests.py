@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae.base.errors import CheckFailure
 from sae.coders import Coder, make_coder
 from sae.metrics import fidelity
 from sae.metrics.bootstrap import entries
@@ -31,7 +32,7 @@ NATS = 1e-5
 SCALE = 0.9
 
 
-class SelfTestFailure(RuntimeError):  # noqa: N818 -- says what failed
+class SelfTestFailure(CheckFailure):
     """A self-test of the evaluation failed: its numbers must not be used."""
 
 

@@ -49,4 +49,4 @@ class Settings:
 
 
 BASE_WIDTH = 2**14
-BASE_RATE = 1e-3  # at BASE_WIDTH; docs/training.md has the comparison that chose it
+BASE_RATE = 7.5e-4  # at BASE_WIDTH; docs/training.md has the comparison that chose it

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from pipelines.cli import main
 from pipelines.config import RunConfig
 from sae.base.config import load_config
+from sae.lm.model import LanguageModel
 from sae.store import ActivationStore
 from tests.conftest import tiny_settings
 
@@ -99,8 +101,6 @@ def test_a_new_coder_leaves_the_others_alone(finished: Path) -> None:
 
 
 def test_verify_finds_what_is_broken(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     assert "sound" in sae("verify", str(finished))
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
@@ -152,6 +152,8 @@ def test_help_lists_the_settings() -> None:
         (["corpus.context=64"], "longer than the context"),
         (["train.coders=[{name: a, k: 999}]"], "between 1 and the dictionary's width"),
         (["train.coders=[{name: a, architecture: topkk}]"], "Did you mean `topk`"),
+        (["train.coders=[{name: a, width: 2000000000}]"], "needs about .* of memory"),
+        (["corpus.train_tokens=1e15", "corpus.source=hf:x"], "datasets|could not be opened"),
         (["train.batch=0"], "greater than or equal to 1"),
         (["train.batch"], "No such|is no setting|does not exist"),
         (["--only", "trian"], "Did you mean `train`"),
@@ -168,8 +170,6 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_a_store_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     from transformers import GPT2LMHeadModel
 
     config = load_config(RunConfig, finished / "run.yaml")
@@ -180,6 +180,27 @@ def test_a_store_of_another_model_is_refused(finished: Path, tmp_path: Path) -> 
     model.save_pretrained(other)
     output = sae("evaluate", str(finished), f"model.name={other}", code=2)
     assert "another model" in output
+
+
+def test_a_failed_self_test_publishes_no_report(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer next to the right one is spliced: no numbers, one sentence, exit code 1."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "evaluation" / "topk.json").unlink()
+    monkeypatch.setattr("sae.lm.model.LanguageModel.capture", _wrong_layer(LanguageModel.capture))
+    output = sae("evaluate", str(copy), f"folder={copy}", code=1)
+    assert output.splitlines()[-1].startswith("sae: ")
+    assert not (copy / "evaluation" / "topk.json").exists()
+
+
+def _wrong_layer(capture):
+    def wrong(lm, tokens, sites):
+        found = capture(lm, tokens, [site.replace("blocks.0", "blocks.1") for site in sites])
+        return dict(zip(sites, found.values(), strict=True))
+
+    return wrong
 
 
 def test_an_incomplete_run_says_what_to_run(finished: Path, tmp_path: Path) -> None:
