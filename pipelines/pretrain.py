@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -46,7 +47,7 @@ class Recipe:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     torch.manual_seed(recipe.seed)
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    end: Any = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.context,

@@ -7,6 +7,8 @@ from sae.features.index import FeatureIndex
 
 RARE, DENSE = 20, 0.03
 """At least so many firings; at most this density."""
+TELLING = 0.3
+"""Worth of a rule about context or a class of tokens over one that lists tokens."""
 ALIKE = 0.4
 """Decoder cosine from which two features count as near-duplicates."""
 
@@ -21,6 +23,7 @@ def candidates(table: pd.DataFrame) -> np.ndarray:
     merit = table["label_score"].fillna(0).to_numpy(np.float64).copy()
     merit += 2.0 * table["star"].to_numpy(bool)
     merit += 1.0 * (table["label_kind"] == "user").to_numpy(bool)
+    merit += TELLING * table["label_kind"].isin(["context", "class"]).to_numpy(bool)
     for flag, cost in (("single_token", 0.5), ("position_only", 1.0)):
         if flag in table:
             merit -= cost * table[flag].to_numpy(bool)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from sae.store.schema import array_of
+
 
 @dataclass(frozen=True)
 class DocumentTable:
@@ -44,11 +46,11 @@ class DocumentTable:
 
     @classmethod
     def load(cls, group: zarr.Group) -> "DocumentTable":
-        start = np.asarray(group["documents/start"][...])  # pyright: ignore[reportIndexIssue]
+        start = np.asarray(array_of(group, "documents/start")[...])
         return cls(start, _strings(group, "id"), _strings(group, "title"))
 
 
 def _strings(group: zarr.Group, name: str) -> list[str]:
-    offsets = np.asarray(group[f"documents/{name}_offsets"][...])  # pyright: ignore[reportIndexIssue]
-    blob = np.asarray(group[f"documents/{name}_utf8"][...]).tobytes()  # pyright: ignore[reportIndexIssue]
+    offsets = np.asarray(array_of(group, f"documents/{name}_offsets")[...])
+    blob = np.asarray(array_of(group, f"documents/{name}_utf8")[...]).tobytes()
     return [blob[a:b].decode() for a, b in pairwise(offsets)]

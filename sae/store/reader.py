@@ -9,7 +9,7 @@ from zarr.errors import GroupNotFoundError
 
 from sae.base.errors import UserError, nearest
 from sae.store.documents import DocumentTable
-from sae.store.schema import StoreSpec
+from sae.store.schema import StoreSpec, array_of
 from sae.store.stats import SiteStats
 
 
@@ -64,14 +64,14 @@ class ActivationStore:
 
     def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Token ids of sequences [start, stop): (n, T) uint16 or uint32."""
-        return np.asarray(self._group["tokens"][start:stop])  # pyright: ignore[reportIndexIssue]
+        return np.asarray(array_of(self._group, "tokens")[start:stop])
 
     def read(self, site: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of a site: (n, D) float16. A damaged chunk is an error."""
         self.check_site(site)
-        array = self._group[f"activations/{site}"]
+        array = array_of(self._group, f"activations/{site}")
         try:
-            return np.asarray(array[start:stop])  # pyright: ignore[reportIndexIssue]
+            return np.asarray(array[start:stop])
         except ValueError as error:  # what zarr raises for a checksum that does not match
             raise UserError(
                 f"Rows {start}-{stop} of `{site}` in {self.path} are damaged ({error}); "
@@ -80,9 +80,9 @@ class ActivationStore:
 
     def stats(self, site: str) -> SiteStats:
         self.check_site(site)
-        group = self._group[f"statistics/{site}"]
+        group: Any = self._group[f"statistics/{site}"]
         values: dict[str, Any] = dict(group.attrs)
-        mean = np.asarray(group["mean"][...])  # pyright: ignore
+        mean = np.asarray(group["mean"][...])
         return SiteStats(
             int(values["count"]), mean, float(values["mean_square"]), float(values["mean_norm"])
         )

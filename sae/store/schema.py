@@ -85,6 +85,11 @@ class StoreSpec:
         return cls(**values)
 
 
+def array_of(group: zarr.Group, path: str) -> Any:
+    """An array of the group. Zarr's types say only "array or group"; the schema says which."""
+    return group[path]
+
+
 def create_arrays(group: zarr.Group, spec: StoreSpec, tokens: np.ndarray) -> None:
     """Creates the token table (filled) and one empty activation array per site."""
     if spec.compression not in get_args(Compression):

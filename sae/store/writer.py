@@ -16,7 +16,7 @@ import zarr
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, require_free_space
 from sae.store.documents import DocumentTable
-from sae.store.schema import StoreSpec, create_arrays
+from sae.store.schema import StoreSpec, array_of, create_arrays
 from sae.store.stats import SiteStats, SiteSums
 
 Block = dict[str, np.ndarray]  # site -> (rows of the shard, D) float16
@@ -114,8 +114,8 @@ class StoreWriter:
         used = _training_rows(self.spec, first, last)
         arrays: dict[str, np.ndarray] = {}
         for site, x_BD in block.items():
-            target = self._group[f"activations/{site}"]
-            target[first * context : last * context] = x_BD  # pyright: ignore[reportIndexIssue]
+            target = array_of(self._group, f"activations/{site}")
+            target[first * context : last * context] = x_BD
             sums = SiteSums.of(x_BD[used])
             if not np.isfinite(sums.total_square) or not np.isfinite(x_BD[::context]).all():
                 raise UserError(

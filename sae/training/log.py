@@ -56,7 +56,7 @@ def _wandb(project: str | None, folder: Path) -> Any:
     if not project:
         return None
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] -- an extra
     except ImportError:
         raise UserError(
             "`wandb` was asked for but is not installed: pip install 'loupe-sae[wandb]'."
