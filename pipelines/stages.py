@@ -167,14 +167,11 @@ def plan(
 
 
 def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]) -> None:
-    """Does what `plan` said. The resolved configuration is written first."""
+    """Does what `plan` said, and writes the resolved configuration beside the results."""
     config.folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.open(config.folder)
-    if todo:
-        write_text(
-            config.folder / "run.yaml",
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-        )
+    if todo and not (config.folder / "run.yaml").exists():
+        _write_config(config)  # a run that is killed at once can be named by its folder
     for stage, stale in todo:
         _require_inputs(config, stage, manifest)
         for coders in [stale] if stage.together else [[coder] for coder in stale]:
@@ -189,7 +186,13 @@ def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]
                 manifest.record(
                     item, fingerprint(config, stage, coder), outputs, seconds / len(coders), facts
                 )
+            _write_config(config)  # only now: settings that were refused change nothing
             console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
+
+
+def _write_config(config: RunConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(config.folder / "run.yaml", text)
 
 
 def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None:
