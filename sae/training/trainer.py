@@ -11,7 +11,7 @@ from sae.base.errors import UserError
 from sae.coders import Coder
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
-from sae.training.dead import DeadLatents, auxk_loss
+from sae.training.dead import DeadLatents, auxk_step
 from sae.training.optimizer import CoderOptimizer
 from sae.training.settings import Settings
 
@@ -76,21 +76,26 @@ class CoderTrainer:
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
         error = (x_BD - forward.x_hat_BD).square().sum() / x_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
+        loss.backward()
         dead = self.dead.dead if coder.uses_auxk else torch.empty(0, dtype=torch.int64)
         auxk = None
         if len(dead) and settings.auxk_coefficient:
-            auxk = auxk_loss(
-                coder, x_BD, forward.x_hat_BD.detach(), dead, self.auxk_k, self.kernels
+            auxk = auxk_step(
+                coder,
+                x_BD,
+                forward.x_hat_BD.detach(),
+                dead,
+                self.auxk_k,
+                settings.auxk_coefficient,
+                self.kernels,
             )
-            loss = loss + settings.auxk_coefficient * auxk
-        loss.backward()
+            loss = loss.detach() + settings.auxk_coefficient * auxk
         rate = settings.rate(self.done, coder.d_sae)
         self.optimizer.step(rate)
         self.dead.update(forward.codes)
         self.done += 1
         l0 = forward.codes.acts_N.detach().count_nonzero() / len(x_BD)
-        auxk_value = None if auxk is None else auxk.detach()
-        return StepLog(loss.detach(), error.detach(), auxk_value, l0, len(dead), rate)
+        return StepLog(loss.detach(), error.detach(), auxk, l0, len(dead), rate)
 
     def finished_coder(self) -> Coder:
         """The coder that takes raw activations; training may go on afterwards."""
