@@ -6,14 +6,42 @@ from typing import Any
 from sae.base.errors import UserError, nearest
 from sae.coders.batchtopk import BatchTopK
 from sae.coders.contract import Coder
+from sae.coders.ista import ISTA
 from sae.coders.jumprelu import JumpReLU
+from sae.coders.matching_pursuit import MatchingPursuit
 from sae.coders.relu import ReLU
+from sae.coders.switch import Switch
 from sae.coders.topk import TopK
+from sae.coders.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUTranscoder,
+    ReLUSkipTranscoder,
+    ReLUTranscoder,
+    SkipTranscoder,
+    Transcoder,
+)
+from sae.coders.two_sites import TwoSites
 
 ARCHITECTURES: dict[str, type[Coder]] = {
-    coder.architecture: coder for coder in (TopK, BatchTopK, ReLU, JumpReLU)
+    coder.architecture: coder
+    for coder in (
+        TopK,
+        BatchTopK,
+        ReLU,
+        JumpReLU,
+        ISTA,
+        MatchingPursuit,
+        Switch,
+        Transcoder,
+        SkipTranscoder,
+        ReLUTranscoder,
+        ReLUSkipTranscoder,
+        JumpReLUTranscoder,
+        JumpReLUSkipTranscoder,
+    )
 }
-TRAINABLE = tuple(name for name in ARCHITECTURES if name != JumpReLU.architecture)
+TRAINABLE = tuple(name for name, kind in ARCHITECTURES.items() if not issubclass(kind, JumpReLU))
+TWO_SITES = tuple(name for name, kind in ARCHITECTURES.items() if issubclass(kind, TwoSites))
 
 
 def make_coder(architecture: str, d_in: int, d_sae: int, **options: Any) -> Coder:

@@ -26,22 +26,31 @@ class DeadLatents:
 
 
 def auxk_loss(
-    coder: Coder, x_BD: Tensor, x_hat_BD: Tensor, dead: Tensor, k: int, kernels: Kernels
+    coder: Coder,
+    x_BD: Tensor,
+    x_hat_BD: Tensor,
+    dead: Tensor,
+    k: int,
+    kernels: Kernels,
+    target_BD: Tensor | None = None,
 ) -> Tensor:
     """How badly the k best dead latents of each token model what the living ones left over.
 
         ‖e − ê‖² / ‖e‖²,   e = x − x̂ (a constant),   ê = Σ_{top-k dead} relu(pre_i) · W_dec[i]
 
+    For a coder of two sites x̂ is to be compared with `target_BD`.
+
     Gao et al. 2024, appendix A.2. Only dead latents are ranked, ê has no bias, and the gradient
     reaches the encoder and the decoder of the dead latents alone.
     """
     with torch.no_grad():
-        residual_BD = x_BD - x_hat_BD
-        centred_BD = x_BD - coder.b_dec_D
+        residual_BD = (x_BD if target_BD is None else target_BD) - x_hat_BD
+        centre_D = coder.input_centre().detach()
+        centred_BD = x_BD - centre_D
         pre_Bd = torch.addmm(coder.b_enc_F[dead], centred_BD, coder.W_enc_FD[dead].T)
         best = pre_Bd.topk(min(k, len(dead)), dim=1, sorted=False).indices
         support = Support.fixed(dead[best], coder.d_sae)
-    pre_N = kernels.encode_at(x_BD, coder.b_dec_D.detach(), coder.W_enc_FD, coder.b_enc_F, support)
+    pre_N = kernels.encode_at(x_BD, centre_D, coder.W_enc_FD, coder.b_enc_F, support)
     estimate_BD = kernels.decode(torch.relu(pre_N), coder.W_dec_FD, support)
     left = (residual_BD - estimate_BD).square().sum()
     return left / residual_BD.square().sum().clamp_min(torch.finfo(left.dtype).tiny)

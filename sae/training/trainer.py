@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae.base.devices import default_dtype
 from sae.base.errors import UserError
-from sae.coders import Coder
+from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
 from sae.training.dead import DeadLatents, auxk_loss
@@ -42,6 +42,8 @@ class CoderTrainer:
     """Trains `coder` on batches of one site, in units in which x has a variance of D in all.
 
     `stats` are those of the store's train split: they fix the scale and the initial b_dec.
+    A transcoder has a `target` as well: the site that it predicts, with its statistics and, from
+    them, a scale of its own.
     """
 
     def __init__(
@@ -53,13 +55,28 @@ class CoderTrainer:
         settings: Settings,
         device: str = "cpu",
         backend: Backend = "auto",
+        target: tuple[str, SiteStats] | None = None,
     ) -> None:
         self.name, self.site, self.settings = name, site, settings
-        if stats.variance <= 0:
-            raise UserError(f"The activations at `{site}` do not vary; there is nothing to learn.")
-        self.scale = (coder.d_in / stats.variance) ** 0.5
-        mean_D = torch.from_numpy(stats.mean_D * self.scale).float()
-        coder.initialise(mean_D, torch.Generator().manual_seed(settings.seed))
+        self.sites = (site,) if target is None else (site, target[0])
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.scale, mean_D = _normalisation(site, stats)
+        self.target_scale: float | None = None
+        if isinstance(coder, TwoSites):
+            if target is None:
+                raise UserError(
+                    f"`{coder.architecture}` predicts one site from another; name it as "
+                    "`target_site`."
+                )
+            self.target_scale, target_mean_D = _normalisation(*target)
+            coder.initialise(mean_D, generator, target_mean_D)
+        elif target is not None:
+            raise UserError(
+                f"`{coder.architecture}` reconstructs the site that it reads; only transcoders "
+                f"have a target site, such as `{target[0]}`."
+            )
+        else:
+            coder.initialise(mean_D, generator)
         self.coder = coder.to(device).train()
         self.kernels = get_kernels(backend, device)
         self.optimizer = CoderOptimizer(self.coder, settings.grad_clip, self.kernels)
@@ -69,18 +86,24 @@ class CoderTrainer:
         self.candidates = low if low is torch.bfloat16 else None
         self.done = 0
 
-    def step(self, raw_BD: Tensor) -> StepLog:
-        """One update on a batch of raw activations (B, D) of any floating dtype."""
+    def step(self, raw_BD: Tensor, raw_target_BD: Tensor | None = None) -> StepLog:
+        """One update on a batch of raw activations (B, D) of any floating dtype.
+
+        A transcoder is given those of its target site too, (B, d_out).
+        """
         coder, settings = self.coder, self.settings
         x_BD = raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
+        y_BD = x_BD
+        if raw_target_BD is not None and self.target_scale is not None:
+            y_BD = raw_target_BD.to(x_BD.device, torch.float32) * self.target_scale
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
-        error = (x_BD - forward.x_hat_BD).square().sum() / x_BD.numel()
+        error = (y_BD - forward.x_hat_BD).square().sum() / y_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
         dead = self.dead.dead if coder.uses_auxk else torch.empty(0, dtype=torch.int64)
         auxk = None
         if len(dead) and settings.auxk_coefficient:
             auxk = auxk_loss(
-                coder, x_BD, forward.x_hat_BD.detach(), dead, self.auxk_k, self.kernels
+                coder, x_BD, forward.x_hat_BD.detach(), dead, self.auxk_k, self.kernels, y_BD
             )
             loss = loss + settings.auxk_coefficient * auxk
         loss.backward()
@@ -94,12 +117,15 @@ class CoderTrainer:
 
     def finished_coder(self) -> Coder:
         """The coder that takes raw activations; training may go on afterwards."""
+        if isinstance(self.coder, TwoSites):
+            return self.coder.folded(self.scale, self.target_scale).cpu()
         return self.coder.folded(self.scale).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "done": self.done,
             "scale": self.scale,
+            "target_scale": self.target_scale,
             "coder": self.coder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "silent_F": self.dead.silent_F,
@@ -110,3 +136,12 @@ class CoderTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.dead.silent_F.copy_(state["silent_F"])
         self.scale, self.done = float(state["scale"]), int(state["done"])
+        self.target_scale = state["target_scale"]
+
+
+def _normalisation(site: str, stats: SiteStats) -> tuple[float, Tensor]:
+    """The scale that gives activations a variance of D, and their mean in those units."""
+    if stats.variance <= 0:
+        raise UserError(f"The activations at `{site}` do not vary; there is nothing to learn.")
+    scale = (len(stats.mean_D) / stats.variance) ** 0.5
+    return scale, torch.from_numpy(stats.mean_D * scale).float()

@@ -6,12 +6,26 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.coders import ARCHITECTURES, Coder, load_coder, make_coder, save_coder
+from sae.coders import ARCHITECTURES, Coder, TwoSites, load_coder, make_coder, save_coder
+from sae.coders.jumprelu import JumpReLU
 from sae.coders.registry import TRAINABLE
 from sae.kernels import get_kernels
 
 D, F, B = 12, 40, 64
-OPTIONS = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "relu": {"l1": 1.0}}
+OPTIONS = {
+    "topk": {"k": 4},
+    "batchtopk": {"k": 4},
+    "relu": {"l1": 1.0},
+    "ista": {"steps": 3, "l1": 1.0},
+    "matching_pursuit": {"max_iterations": 4},
+    "switch": {"k": 4, "experts": 4},
+    "transcoder": {"k": 4, "d_out": 7},
+    "skip_transcoder": {"k": 4, "d_out": 7},
+    "relu_transcoder": {"l1": 1.0, "d_out": 7},
+    "relu_skip_transcoder": {"l1": 1.0, "d_out": 7},
+    "jumprelu_transcoder": {"d_out": 7},
+    "jumprelu_skip_transcoder": {"d_out": 7},
+}
 
 
 def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Tensor]:
@@ -24,7 +38,9 @@ def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Te
         coder.b_enc_F.copy_(torch.randn(F) * 0.1)
     if architecture in TRAINABLE:
         coder.training_forward(x_BD * scale, get_kernels())
-    if architecture == "jumprelu":
+    if isinstance(coder, TwoSites) and coder.skip:
+        coder.W_skip_OD.data.normal_(0, 0.1)
+    if isinstance(coder, JumpReLU):
         coder.threshold_F.data.uniform_(0, 0.5)
     return coder, x_BD
 
@@ -59,7 +75,9 @@ def test_codes_are_not_negative_and_decode_linearly(architecture: str) -> None:
     codes = coder.encode(x_BD)
     assert (codes.acts_N >= 0).all()
     expected = codes.dense() @ coder.W_dec_FD + coder.b_dec_D
-    torch.testing.assert_close(coder.decode(codes), expected)
+    if isinstance(coder, TwoSites) and coder.skip:
+        expected = expected + x_BD @ coder.W_skip_OD.T
+    torch.testing.assert_close(coder.decode(codes, x_BD), expected)
 
 
 @pytest.mark.parametrize("architecture", TRAINABLE)
@@ -69,7 +87,7 @@ def test_backends_train_alike(architecture: str) -> None:
         coder, x_BD = make_trained(architecture)
         coder, x_BD = coder.double(), x_BD.double()
         forward = coder.training_forward(x_BD, get_kernels(backend))  # pyright: ignore
-        loss = (forward.x_hat_BD - x_BD).square().sum() + (forward.penalty or 0)
+        loss = (forward.x_hat_BD - 1).square().sum() + (forward.penalty or 0)
         loss.backward()
         gradients.append([p.grad for p in coder.parameters() if p.requires_grad])
     truth, *others = gradients

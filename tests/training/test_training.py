@@ -8,7 +8,7 @@ import sae.store.schema as schema
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.coders import Codes, make_coder
-from sae.coders.registry import TRAINABLE
+from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.kernels import Support, get_kernels
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
@@ -17,6 +17,7 @@ from tests.contracts.test_coders import OPTIONS
 from tests.store.fixtures import make_store
 
 SITE = "blocks.0.hook_resid_post"
+TARGET = "blocks.1.hook_mlp_out"
 STEPS, BATCH = 40, 64
 
 
@@ -29,14 +30,19 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
 
 def _trainers(store: ActivationStore, names: tuple[str, ...] = TRAINABLE) -> list[CoderTrainer]:
     settings = Settings(steps=STEPS, batch=BATCH, dead_after=640, learning_rate=3e-3)
-    return [
-        CoderTrainer(n, make_coder(n, 16, 64, **OPTIONS[n]), SITE, store.stats(SITE), settings)
-        for n in names
-    ]
+    return [_trainer(store, name, settings) for name in names]
+
+
+def _trainer(store: ActivationStore, name: str, settings: Settings) -> CoderTrainer:
+    options, target = dict(OPTIONS[name]), None
+    if name in TWO_SITES:
+        options["d_out"], target = store.width[TARGET], (TARGET, store.stats(TARGET))
+    coder = make_coder(name, 16, 64, **options)
+    return CoderTrainer(name, coder, SITE, store.stats(SITE), settings, target=target)
 
 
 def _reader(store: ActivationStore) -> ShuffledReader:
-    return ShuffledReader(store, [SITE], BATCH, window=4)
+    return ShuffledReader(store, [SITE, TARGET], BATCH, window=4)
 
 
 def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> None:
@@ -217,3 +223,31 @@ def test_mistakes_get_a_sentence(make, message: str) -> None:
 def test_support_of_aux_latents_is_global() -> None:
     support = Support.fixed(torch.tensor([[30, 1]]), 32)
     assert support.latent_major[2][-1] == 2
+
+
+def test_a_transcoder_is_trained_in_the_units_of_both_sites(store: ActivationStore) -> None:
+    """Its error is the share of the target's variance; saved, it predicts the raw target."""
+    trainer = _trainer(store, "transcoder", Settings(steps=STEPS, batch=BATCH, learning_rate=1e-4))
+    stats = store.stats(TARGET)
+    assert trainer.target_scale == pytest.approx((8 / stats.variance) ** 0.5)
+    x, y = (torch.from_numpy(store.read(s, 0, 4096).astype(np.float32)) for s in (SITE, TARGET))
+    log = trainer.step(x, y)
+    trained = trainer.coder.for_inference()(x * trainer.scale)
+    torch.testing.assert_close(trainer.finished_coder()(x), trained / trainer.target_scale)
+    with torch.no_grad():
+        trainer.coder.threshold.fill_(1e9)  # nothing fires: what is left is the mean
+        mean = trainer.finished_coder()(x)
+    assert float((y - mean).square().sum(1).mean()) == pytest.approx(stats.variance, rel=0.1)
+    assert float(log.error) > 0
+
+
+def test_two_sites_need_a_target_and_one_site_has_none(store: ActivationStore) -> None:
+    settings = Settings(steps=STEPS, batch=BATCH)
+    coder = make_coder("transcoder", 16, 64, d_out=8)
+    with pytest.raises(UserError, match="name it as `target_site`"):
+        CoderTrainer("t", coder, SITE, store.stats(SITE), settings)
+    target = (TARGET, store.stats(TARGET))
+    with pytest.raises(UserError, match="only transcoders have a target site"):
+        CoderTrainer(
+            "t", make_coder("topk", 16, 64, k=4), SITE, store.stats(SITE), settings, target=target
+        )
