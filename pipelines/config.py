@@ -53,10 +53,21 @@ class HarvestConfig(Section):
     )
 
 
+OPTIONS = (
+    "k", "l1", "steps", "max_iterations", "residual_threshold", "experts", "load_balance",
+)  # fmt: skip
+
+
 class CoderConfig(Section):
     name: str = Field(description="name of its folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    architecture: str = Field(default="topk", description="topk, batchtopk or relu")
+    architecture: str = Field(
+        default="topk",
+        description="topk, batchtopk, relu, ista, matching_pursuit, switch, transcoder, skip_transcoder, relu_transcoder, relu_skip_transcoder",
+    )
     site: str | None = Field(default=None, description="one of harvest.sites; default: the first")
+    target_site: str | None = Field(
+        default=None, description="what a transcoder predicts: another one of harvest.sites"
+    )
     width: Count | None = Field(
         default=None, description="number of latents F; default: expansion x D"
     )
@@ -64,14 +75,27 @@ class CoderConfig(Section):
         default=16, description="latents per dimension, where width is not given"
     )
     k: Count | None = Field(default=None, description="active latents per token (topk, batchtopk)")
-    l1: float | None = Field(default=None, description="weight of the L1 penalty (relu)")
+    l1: float | None = Field(
+        default=None, description="weight of the L1 penalty (relu, relu_transcoder, ista)"
+    )
+    steps: Count | None = Field(default=None, description="unrolled steps (ista)")
+    max_iterations: Count | None = Field(
+        default=None, description="most latents per token (matching_pursuit)"
+    )
+    residual_threshold: float | None = Field(
+        default=None, ge=0, description="norm of what is left at which to end (matching_pursuit)"
+    )
+    experts: Count | None = Field(default=None, description="parts of the dictionary (switch)")
+    load_balance: float | None = Field(
+        default=None, ge=0, description="weight of the experts' even use (switch)"
+    )
     learning_rate: float | None = Field(default=None, description="default: the n^-1/2 rule")
     seed: int = Field(default=0, description="of the initial weights")
 
     @property
     def options(self) -> dict[str, float]:
         """Hyperparameters that were given; the architecture says which it takes."""
-        return {k: v for k in ("k", "l1") if (v := getattr(self, k)) is not None}
+        return {k: v for k in OPTIONS if (v := getattr(self, k)) is not None}
 
 
 class TrainConfig(Section):
@@ -145,10 +169,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sites_are_harvested(self) -> "RunConfig":
         for coder in self.train.coders:
-            if coder.site is not None and coder.site not in self.harvest.sites:
-                raise ValueError(
-                    f"coder `{coder.name}` reads `{coder.site}`, which is not in harvest.sites"
-                )
+            for does, site in (("reads", coder.site), ("predicts", coder.target_site)):
+                if site is not None and site not in self.harvest.sites:
+                    raise ValueError(
+                        f"coder `{coder.name}` {does} `{site}`, which is not in harvest.sites"
+                    )
         return self
 
     def site_of(self, coder: CoderConfig) -> str:
