@@ -73,6 +73,7 @@ class CoderTrainer:
         """One update on a batch of raw activations (B, D) of any floating dtype."""
         coder, settings = self.coder, self.settings
         x_BD = raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
+        coder.progress = self.done / settings.steps
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
         error = (x_BD - forward.x_hat_BD).square().sum() / x_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
@@ -86,6 +87,7 @@ class CoderTrainer:
         loss.backward()
         rate = settings.rate(self.done, coder.d_sae)
         self.optimizer.step(rate)
+        coder.constrain()
         self.dead.update(forward.codes)
         self.done += 1
         l0 = forward.codes.acts_N.detach().count_nonzero() / len(x_BD)

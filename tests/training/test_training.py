@@ -46,7 +46,7 @@ def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> Non
     for trainer in trainers:
         lines = (tmp_path / "c" / trainer.name / "training.jsonl").read_text().splitlines()
         assert len(lines) == STEPS // 10
-        norms = trainer.coder.W_dec_FD.norm(dim=1)
+        norms = trainer.finished_coder().W_dec_FD.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
     x = torch.from_numpy(store.read(SITE, 0, 512).astype(np.float32))
     before = make_coder("topk", 16, 64, k=4)
