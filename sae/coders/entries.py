@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sae.coders.contract import Coder
 from sae.kernels import Codes, Kernels, Support
 
-DENSE_ABOVE = 1 / 16  # share of entries above which dense is faster: benchmarks/crossover.py
+DENSE_ABOVE = 1 / 3  # share of entries above which dense is the faster: benchmarks/crossover.py
 
 
 class Entries(Protocol):
@@ -81,5 +81,7 @@ def entries_above(coder: Coder, x_BD: Tensor, floor_F: Tensor | float, kernels: 
     if int(mask_BF.count_nonzero()) > DENSE_ABOVE * mask_BF.numel():
         return DenseEntries(pre_BF)
     support = Support.of_mask(mask_BF)
-    pre_N = kernels.encode_at(x_BD, coder.b_dec_D, coder.W_enc_FD, coder.b_enc_F, support)
+    pre_N = kernels.encode_at(
+        x_BD, coder.b_dec_D, coder.W_enc_FD, coder.b_enc_F, support, pre_BF.detach()[mask_BF]
+    )
     return SparseEntries(pre_N, support, kernels)

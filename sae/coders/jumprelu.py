@@ -17,16 +17,20 @@ from sae.coders.entries import entries_above
 from sae.coders.relu import check_share, check_weight, warmed_up
 from sae.kernels import Kernels, Support, select_positive
 
+INTEGRAL_GAIN = 0.01  # of the target's price, per step: L0 follows in some hundred steps
+
 
 class JumpReLU(Coder):
     """codes = pre · 1[pre > θ], for thresholds θ ≥ 0; loss = ‖x − x̂‖² / D + sparsity, with
 
         sparsity = l0_penalty · L0                               or, given `target_l0`,
-        sparsity = h(L0 / target_l0 − 1)
+        sparsity = h(u) + price · u,    u = L0 / target_l0 − 1
 
     where L0 is the batch's mean. h(u) = u² is the paper's (appendix on target sparsity); above
     u = 1 it goes on as 2u − 1, so that a fresh coder, whose L0 is many times the target, leaves
-    other weights their share of a clipped gradient.
+    other weights their share of a clipped gradient. It alone would settle where its slope is
+    what a further latent is worth, off the target; `price` is the integral of u over steps with
+    |u| < 1, and takes over that slope.
 
     θ is trained itself, not its logarithm, so that Adam's steps do not shrink or grow with it.
     Both gradients to θ are straight-through estimates with a rectangle of width `bandwidth`
@@ -36,6 +40,7 @@ class JumpReLU(Coder):
 
     architecture = "jumprelu"
     uses_auxk = True
+    price: Tensor
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class JumpReLU(Coder):
         self.l0_penalty, self.target_l0 = l0_penalty, target_l0
         self.bandwidth, self.l0_warmup = bandwidth, l0_warmup
         self.threshold_F = nn.Parameter(torch.zeros(d_sae))
+        self.register_buffer("price", torch.tensor(0.0))
 
     def initialise(self, mean_D: Tensor, generator: torch.Generator) -> None:
         super().initialise(mean_D, generator)
@@ -84,7 +90,10 @@ class JumpReLU(Coder):
         if self.target_l0 is None:
             return self.l0_penalty * warmed_up(self.progress, self.l0_warmup) * l0
         excess = l0 / self.target_l0 - 1
-        return TARGET_WEIGHT * 2 * F.huber_loss(excess, torch.zeros_like(excess), delta=1.0)
+        with torch.no_grad():
+            self.price += INTEGRAL_GAIN * excess * (excess.abs() < 1)
+        h = 2 * F.huber_loss(excess, torch.zeros_like(excess), delta=1.0)
+        return h + self.price.clone() * excess
 
     def constrain(self) -> None:
         with torch.no_grad():
@@ -102,9 +111,6 @@ class JumpReLU(Coder):
         with torch.no_grad():
             self.threshold_F.copy_(tensors["threshold"])
         return self
-
-
-TARGET_WEIGHT = 1.0  # of the target's term; docs/training.md has the L0 that it leaves
 
 
 def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

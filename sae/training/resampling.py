@@ -16,6 +16,7 @@ An input is taken relative to `b_dec`, which is what the encoder sees.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,8 +42,7 @@ class Resampler:
         self.coder, self.settings = coder, settings
         self.steps = sorted({max(1, round(s * settings.steps)) for s in settings.resample})
         self.window = max(1, round(settings.resample_window * settings.steps))
-        self.keys_N = torch.empty(0, dtype=torch.float64)
-        self.rows_ND = torch.empty(0, coder.d_in)
+        self._forget_examples()
 
     def after_step(
         self,
@@ -66,7 +66,7 @@ class Resampler:
             dead = (silent_F >= self.window * batch).nonzero()[:, 0][: len(self.rows_ND)]
             self._resample(dead, optimizer)
             silent_F[dead] = 0
-            self.keys_N, self.rows_ND = self.keys_N[:0], self.rows_ND[:0]
+            self._forget_examples()
 
     def state_dict(self) -> dict[str, Any]:
         return {"keys_N": self.keys_N, "rows_ND": self.rows_ND}
@@ -75,13 +75,18 @@ class Resampler:
         device = self.coder.W_dec_FD.device
         self.keys_N, self.rows_ND = state["keys_N"], state["rows_ND"].to(device)
 
+    def _forget_examples(self) -> None:
+        self.keys_N = torch.empty(0, dtype=torch.float64)
+        self.rows_ND = torch.empty(0, self.coder.d_in)
+
     @torch.no_grad()
     def _gather(self, step: int, x_BD: Tensor, forward: Forward, capacity: int) -> None:
         """Merges a batch into the reservoir of the `capacity` smallest keys, in their order."""
         error_B = (x_BD - forward.x_hat_BD).square().sum(dim=1)
         loss_B = (error_B + self.coder.row_penalty(forward.codes)).double().cpu()
-        generator = torch.Generator().manual_seed((self.settings.seed << 32) + step)
-        drawn_B = torch.empty(len(x_BD), dtype=torch.float64).exponential_(generator=generator)
+        # Not torch's generator: it reads only 32 bits of a seed, too few for two numbers.
+        rng = np.random.default_rng([self.settings.seed % 2**32, step])
+        drawn_B = torch.from_numpy(rng.exponential(size=len(x_BD)))
         keys_N = torch.cat([self.keys_N, drawn_B / loss_B.square()])
         kept = keys_N.argsort(stable=True)[:capacity]
         old = kept < len(self.keys_N)

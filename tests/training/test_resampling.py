@@ -8,6 +8,7 @@ import torch
 from sae.base.errors import UserError
 from sae.coders import Codes, make_coder
 from sae.coders.contract import Forward
+from sae.kernels import get_kernels
 from sae.store import ActivationStore
 from sae.training import CoderTrainer, Settings, train
 from sae.training.optimizer import CoderOptimizer
@@ -29,8 +30,8 @@ def resampled(
     """A coder whose latents 2 and 7 are dead, resampled after one batch with these errors."""
     coder = make_coder("relu", D, F, l1=0.0)
     coder.initialise(torch.zeros(D), torch.Generator().manual_seed(0))
-    optimizer = CoderOptimizer(coder, 1.0)
-    coder.training_forward(x_BD, get_sparse()).x_hat_BD.sum().backward()
+    optimizer = CoderOptimizer(coder, 1.0, get_kernels())
+    coder.training_forward(x_BD, get_kernels()).x_hat_BD.sum().backward()
     optimizer.step(1e-3)
     with torch.no_grad():
         coder.W_enc_FD *= 3
@@ -45,12 +46,6 @@ def resampled(
     codes = Codes.fixed(torch.zeros(len(x_BD), 1), torch.zeros(len(x_BD), 1).long(), F)
     resampler.after_step(1, x_BD, Forward(x_BD - missing_BD, codes), silent_F, optimizer)
     return resampler, optimizer, silent_F
-
-
-def get_sparse():
-    from sae.kernels import get_kernels
-
-    return get_kernels("sparse")
 
 
 def test_dead_latents_start_again_at_the_worst_inputs() -> None:
@@ -70,10 +65,9 @@ def test_dead_latents_start_again_at_the_worst_inputs() -> None:
     assert (coder.b_enc_F.detach()[living] == 0.5).all()
     assert silent_F[DEAD].tolist() == [0, 0]
     for name in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
-        state = optimizer.adam.state[getattr(coder, name)]
-        for moment in ("exp_avg", "exp_avg_sq"):
-            assert (state[moment][DEAD] == 0).all()
-            assert (state[moment][living] != 0).any(), name
+        for moment in optimizer.moments[name]:
+            assert (moment[DEAD] == 0).all()
+            assert (moment[living] != 0).any(), name
 
 
 def test_examples_are_drawn_by_the_square_of_their_loss() -> None:
