@@ -10,7 +10,7 @@ from sae.base.devices import default_device
 from sae.base.files import sha256_json
 from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
-from sae.coders.registry import TWO_SITES
+from sae.coders.registry import TWO_SITES, option_names
 from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
@@ -77,11 +77,13 @@ def _trainer(
         steps=steps,
         batch=options.batch,
         learning_rate=wanted.learning_rate,
-        warmup=options.warmup,
-        decay=options.decay,
+        warmup=options.warmup if wanted.warmup is None else wanted.warmup,
+        decay=options.decay if wanted.decay is None else wanted.decay,
         auxk_coefficient=options.auxk_coefficient,
         auxk_k=options.auxk_k,
         dead_after=options.dead_after,
+        resample=wanted.resample,
+        resample_window=wanted.resample_window,
         seed=wanted.seed,
     )
     device = config.model.device or default_device()
@@ -126,6 +128,7 @@ def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) 
         "loupe": {
             "version": sae.__version__,
             "trained_as": trainer.coder.architecture,
+            "options": {n: getattr(trainer.coder, n) for n in option_names(type(trainer.coder))},
             "settings": vars(trainer.settings),
             "learning_rate": trainer.settings.peak_rate(trainer.coder.d_sae),
             "model": model,

@@ -40,8 +40,10 @@ class Coder(nn.Module, ABC):
     architecture: ClassVar[str]
     hyperparameters: ClassVar[tuple[str, ...]] = ()  # names of constructor arguments to save
     uses_auxk: ClassVar[bool] = False
-    unit_decoder: ClassVar[bool] = True  # decoder rows are held at unit norm in training
     centres_input: ClassVar[bool] = True  # b_dec is subtracted from what is encoded
+    unit_decoder: ClassVar[bool] = True  # decoder rows are held at unit norm while training
+    resamples: ClassVar[bool] = False  # dead latents may be resampled (training/resampling.py)
+    progress: float = 1.0  # share of the training that is done, set by the trainer
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -72,6 +74,13 @@ class Coder(nn.Module, ABC):
 
     def scale_units(self, factor: float) -> None:
         """Multiplies everything measured in units of activations (thresholds) by `factor`."""
+
+    def constrain(self) -> None:
+        """Brings parameters back into their domain; called after every update."""
+
+    def row_penalty(self, codes: Codes) -> Tensor:
+        """(B,) what the loss adds to each row's ‖x − x̂‖², before the division by D."""
+        return torch.zeros(codes.rows, dtype=codes.acts_N.dtype, device=codes.acts_N.device)
 
     # -- what all share ---------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward
+from sae.coders.relu import check_weight
 from sae.kernels import Codes, Kernels, Support
 
 CHUNK_VALUES = 1 << 26  # of the dense (rows, F) codes that are iterated on at a time
@@ -43,8 +44,7 @@ class ISTA(Coder):
     def __init__(self, d_in: int, d_sae: int, steps: int = 4, l1: float = 5.0) -> None:
         if steps < 1:
             raise UserError(f"`steps` is {steps}; at least one is needed.")
-        if l1 < 0:
-            raise UserError(f"l1 is {l1}; it must not be negative.")
+        check_weight("l1", l1)
         super().__init__(d_in, d_sae)
         self.steps, self.l1 = steps, l1
         self.log_gain_T = nn.Parameter(torch.zeros(steps))  # of η_t ‖W_dec‖²

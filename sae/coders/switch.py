@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward
+from sae.coders.relu import check_weight
 from sae.kernels import Codes, Kernels, Support, get_kernels, select_topk
 
 
@@ -44,8 +45,7 @@ class Switch(Coder):
             raise UserError(
                 f"k is {k}; it must lie between 1 and an expert's width, {d_sae // experts}."
             )
-        if load_balance < 0:
-            raise UserError(f"`load_balance` is {load_balance}; it must not be negative.")
+        check_weight("load_balance", load_balance)
         super().__init__(d_in, d_sae)
         self.k, self.experts, self.load_balance = k, experts, load_balance
         self.W_router_ED = nn.Parameter(torch.zeros(experts, d_in))

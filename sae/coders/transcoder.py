@@ -14,7 +14,9 @@ from torch import Tensor
 from sae.base.errors import UserError
 from sae.coders.batchtopk import BatchTopK
 from sae.coders.contract import Coder, Forward
+from sae.coders.entries import entries_above
 from sae.coders.jumprelu import JumpReLU
+from sae.coders.relu import check_weight
 from sae.coders.two_sites import TwoSites
 from sae.kernels import Kernels, Support, select_positive
 
@@ -75,8 +77,7 @@ class ReLUTranscoder(TwoSites, Coder):
     hyperparameters = ("d_out", "l1")
 
     def __init__(self, d_in: int, d_sae: int, d_out: int | None = None, l1: float = 5.0) -> None:
-        if l1 < 0:
-            raise UserError(f"l1 is {l1}; it must not be negative.")
+        check_weight("l1", l1)
         super().__init__(d_in, d_sae)
         self.l1 = l1
         self._widen(d_out)
@@ -87,9 +88,11 @@ class ReLUTranscoder(TwoSites, Coder):
     def training_forward(
         self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
     ) -> Forward:
-        forward = self._sparse_forward(x_BD, self.select(x_BD), kernels)
-        penalty = self.l1 * forward.codes.acts_N.sum() / (len(x_BD) * self.d_out)
-        return Forward(forward.x_hat_BD, forward.codes, penalty)
+        entries = entries_above(self, x_BD, 0.0, kernels)
+        acts = torch.relu(entries.pre)
+        y_hat_BD = entries.decode(acts, self.W_dec_FD) + self.b_dec_D + self._skipped(x_BD)
+        penalty = self.l1 * acts.sum() / (len(x_BD) * self.d_out)
+        return Forward(y_hat_BD, entries.codes(acts), penalty)
 
 
 class ReLUSkipTranscoder(ReLUTranscoder):

@@ -13,6 +13,7 @@ from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
 from sae.training.dead import DeadLatents, auxk_loss
 from sae.training.optimizer import CoderOptimizer
+from sae.training.resampling import Resampler
 from sae.training.settings import Settings
 
 
@@ -81,6 +82,7 @@ class CoderTrainer:
         self.kernels = get_kernels(backend, device)
         self.optimizer = CoderOptimizer(self.coder, settings.grad_clip, self.kernels)
         self.dead = DeadLatents(coder.d_sae, settings.dead_after, torch.device(device))
+        self.resampler = Resampler(self.coder, settings)
         self.auxk_k = settings.auxk_k or max(1, coder.d_in // 2)
         low = default_dtype(device)
         self.candidates = low if low is torch.bfloat16 else None
@@ -96,6 +98,7 @@ class CoderTrainer:
         y_BD = x_BD
         if raw_target_BD is not None and self.target_scale is not None:
             y_BD = raw_target_BD.to(x_BD.device, torch.float32) * self.target_scale
+        coder.progress = self.done / settings.steps
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
         error = (y_BD - forward.x_hat_BD).square().sum() / y_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
@@ -109,8 +112,10 @@ class CoderTrainer:
         loss.backward()
         rate = settings.rate(self.done, coder.d_sae)
         self.optimizer.step(rate)
+        coder.constrain()
         self.dead.update(forward.codes)
         self.done += 1
+        self.resampler.after_step(self.done, x_BD, forward, self.dead.silent_F, self.optimizer)
         l0 = forward.codes.acts_N.detach().count_nonzero() / len(x_BD)
         auxk_value = None if auxk is None else auxk.detach()
         return StepLog(loss.detach(), error.detach(), auxk_value, l0, len(dead), rate)
@@ -129,12 +134,14 @@ class CoderTrainer:
             "coder": self.coder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "silent_F": self.dead.silent_F,
+            "resampler": self.resampler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coder.load_state_dict(state["coder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.dead.silent_F.copy_(state["silent_F"])
+        self.resampler.load_state_dict(state["resampler"])
         self.scale, self.done = float(state["scale"]), int(state["done"])
         self.target_scale = state["target_scale"]
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.coders import ARCHITECTURES, Coder, TwoSites, load_coder, make_coder, save_coder
+from sae.coders import (
+    ARCHITECTURES,
+    Coder,
+    TwoSites,
+    entries,
+    load_coder,
+    make_coder,
+    save_coder,
+)
+from sae.coders.gated import Gated
 from sae.coders.jumprelu import JumpReLU
 from sae.coders.registry import TRAINABLE
 from sae.kernels import get_kernels
@@ -15,7 +24,11 @@ D, F, B = 12, 40, 64
 OPTIONS = {
     "topk": {"k": 4},
     "batchtopk": {"k": 4},
+    "matryoshka": {"k": 4, "prefixes": (0.25, 0.5, 1.0)},
     "relu": {"l1": 1.0},
+    "relu_unconstrained": {"l1": 1.0},
+    "gated": {"l1": 1.0},
+    "jumprelu": {"target_l0": 8},
     "ista": {"steps": 3, "l1": 1.0},
     "matching_pursuit": {"max_iterations": 4},
     "switch": {"k": 4, "experts": 4},
@@ -26,6 +39,7 @@ OPTIONS = {
     "jumprelu_transcoder": {"d_out": 7},
     "jumprelu_skip_transcoder": {"d_out": 7},
 }
+FREE_L0 = ("relu", "relu_unconstrained", "gated", "jumprelu", "relu_skip_transcoder")
 
 
 def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Tensor]:
@@ -42,6 +56,9 @@ def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Te
         coder.W_skip_OD.data.normal_(0, 0.1)
     if isinstance(coder, JumpReLU):
         coder.threshold_F.data.uniform_(0, 0.5)
+    if isinstance(coder, Gated):
+        coder.b_mag_F.data.uniform_(-0.5, 0.5)
+        coder.r_mag_F.data.uniform_(-0.5, 0.5)
     return coder, x_BD
 
 
@@ -95,6 +112,27 @@ def test_backends_train_alike(architecture: str) -> None:
         torch.testing.assert_close(ours, truth)
 
 
+@pytest.mark.parametrize("architecture", FREE_L0)
+def test_the_dense_form_and_the_sparse_form_train_alike(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where L0 is free: the same loss, codes and gradients, whichever form is chosen."""
+    found = []
+    for dense_above in (0.0, 1.0):
+        monkeypatch.setattr(entries, "DENSE_ABOVE", dense_above)
+        coder, x_BD = make_trained(architecture)
+        coder, x_BD = coder.double(), x_BD.double()
+        forward = coder.training_forward(x_BD, get_kernels())
+        loss = (forward.x_hat_BD - 1).square().sum() + (forward.penalty or 0)
+        loss.backward()
+        gradients = [p.grad for p in coder.parameters()]
+        penalty_B = coder.row_penalty(forward.codes)
+        found.append([loss, forward.codes.dense(), penalty_B, *gradients])
+    for sparse, dense in zip(*found, strict=True):
+        assert dense is not None
+        torch.testing.assert_close(sparse, dense)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_wrong_width_is_a_sentence(architecture: str) -> None:
     coder, _ = make_trained(architecture)
@@ -134,7 +172,7 @@ def test_mistakes_get_a_sentence(make, message: str) -> None:
     [
         ("normalize_activations", "layer_norm", "normalize_activations"),
         ("rescale_acts_by_decoder_norm", True, "fold"),
-        ("architecture", "gated", "gated"),
+        ("architecture", "temporal", "temporal"),
     ],
 )
 def test_settings_that_change_meaning_are_refused(

@@ -21,8 +21,16 @@ TARGET = "blocks.1.hook_mlp_out"
 STEPS, BATCH = 40, 64
 
 
+class Killed(Exception):  # noqa: N818
+    pass
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
+    return make_small_store(tmp_path, monkeypatch)
+
+
+def make_small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
     monkeypatch.setattr(schema, "CHUNK_ROWS", 64)
     monkeypatch.setattr(schema, "SHARD_ROWS", 512)
     return make_store(tmp_path / "s.zarr")[0]
@@ -41,18 +49,20 @@ def _trainer(store: ActivationStore, name: str, settings: Settings) -> CoderTrai
     return CoderTrainer(name, coder, SITE, store.stats(SITE), settings, target=target)
 
 
-def _reader(store: ActivationStore) -> ShuffledReader:
+def make_reader(store: ActivationStore) -> ShuffledReader:
     return ShuffledReader(store, [SITE, TARGET], BATCH, window=4)
 
 
 def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> None:
     trainers = _trainers(store)
-    facts = train(trainers, _reader(store), tmp_path / "c", STEPS, fingerprint="a", log_every=10)
+    facts = train(
+        trainers, make_reader(store), tmp_path / "c", STEPS, fingerprint="a", log_every=10
+    )
     assert facts["tokens"] == STEPS * BATCH
     for trainer in trainers:
         lines = (tmp_path / "c" / trainer.name / "training.jsonl").read_text().splitlines()
         assert len(lines) == STEPS // 10
-        norms = trainer.coder.W_dec_FD.norm(dim=1)
+        norms = trainer.finished_coder().W_dec_FD.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
     x = torch.from_numpy(store.read(SITE, 0, 512).astype(np.float32))
     before = make_coder("topk", 16, 64, k=4)
@@ -65,10 +75,7 @@ def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> Non
 def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None:
     """Killed after a checkpoint and started again: the weights of an undisturbed run."""
     undisturbed = _trainers(store)
-    train(undisturbed, _reader(store), tmp_path / "a", STEPS, fingerprint="a", log_every=5)
-
-    class Killed(Exception):  # noqa: N818
-        pass
+    train(undisturbed, make_reader(store), tmp_path / "a", STEPS, fingerprint="a", log_every=5)
 
     def kill_at_25(step: int) -> None:
         if step == 25:
@@ -78,7 +85,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
     with pytest.raises(Killed):
         train(
             first,
-            _reader(store),
+            make_reader(store),
             tmp_path / "b",
             STEPS,
             fingerprint="a",
@@ -88,7 +95,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
         )
     assert read_json(tmp_path / "b" / "checkpoint.json")["step"] == 24
     second = _trainers(store)
-    train(second, _reader(store), tmp_path / "b", STEPS, fingerprint="a", log_every=5)
+    train(second, make_reader(store), tmp_path / "b", STEPS, fingerprint="a", log_every=5)
     for ours, truth in zip(second, undisturbed, strict=True):
         for (name, a), b in zip(
             ours.coder.state_dict().items(), truth.coder.state_dict().values(), strict=True
@@ -102,16 +109,16 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
 def test_a_checkpoint_of_another_training_is_not_used(
     store: ActivationStore, tmp_path: Path
 ) -> None:
-    train(_trainers(store), _reader(store), tmp_path, STEPS, fingerprint="a")
-    facts = train(_trainers(store), _reader(store), tmp_path, STEPS, fingerprint="b")
+    train(_trainers(store), make_reader(store), tmp_path, STEPS, fingerprint="a")
+    facts = train(_trainers(store), make_reader(store), tmp_path, STEPS, fingerprint="b")
     assert facts["steps"] == STEPS
 
 
 def test_a_damaged_checkpoint_is_a_sentence(store: ActivationStore, tmp_path: Path) -> None:
-    train(_trainers(store, ("topk",)), _reader(store), tmp_path, STEPS, fingerprint="a")
+    train(_trainers(store, ("topk",)), make_reader(store), tmp_path, STEPS, fingerprint="a")
     (tmp_path / "topk" / "checkpoint" / f"step-{STEPS}.pt").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
-        train(_trainers(store, ("topk",)), _reader(store), tmp_path, STEPS, fingerprint="a")
+        train(_trainers(store, ("topk",)), make_reader(store), tmp_path, STEPS, fingerprint="a")
 
 
 def test_logging_and_reading_the_coder_change_nothing(
@@ -127,7 +134,7 @@ def test_logging_and_reading_the_coder_change_nothing(
 
         train(
             trainers,
-            _reader(store),
+            make_reader(store),
             tmp_path / name,
             STEPS,
             fingerprint="a",
