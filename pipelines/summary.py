@@ -121,6 +121,7 @@ def _coder_info(path: Path) -> list[tuple[str, Any]]:
         ("width", f"{config['d_sae']:,} latents of {config['d_in']} dimensions"),
         ("k", config.get("k", "-")),
         ("site", metadata.get("hook_name")),
+        *([("predicts", out)] if (out := metadata.get("hook_name_out")) else []),
         ("model", metadata.get("model_name")),
     ]
 

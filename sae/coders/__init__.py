@@ -3,6 +3,7 @@
 from sae.coders.contract import Coder, Forward
 from sae.coders.folder import coder_hash, load_coder, save_coder
 from sae.coders.registry import ARCHITECTURES, make_coder
+from sae.coders.two_sites import TwoSites
 from sae.kernels.codes import Codes, Support
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Codes",
     "Forward",
     "Support",
+    "TwoSites",
     "coder_hash",
     "load_coder",
     "make_coder",

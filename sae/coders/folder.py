@@ -17,7 +17,11 @@ from sae.coders.registry import ARCHITECTURES, make_coder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAE_LENS = "6.54.12"  # the version of the format; without one, SAELens reads the legacy flat form
-SAVED_AS = {"relu": "standard"}
+SAVED_AS = {
+    "relu": "standard",
+    "relu_transcoder": "transcoder",
+    "relu_skip_transcoder": "skip_transcoder",
+}
 LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
 
 
@@ -38,14 +42,15 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
             f"There is no coder in {folder} ({CONFIG} is missing); make one with `sae train`."
         )
     config = read_json(folder / CONFIG)
-    _refuse_what_changes_meaning(config, folder)
     saved_as = str(config.get("architecture"))
     architecture = LOADED_AS.get(saved_as, saved_as)
     if architecture not in ARCHITECTURES:
         raise UserError(
             f"{folder} holds a `{saved_as}` coder; Loupe reads {', '.join(ARCHITECTURES)}."
         )
-    options = {k: config[k] for k in ARCHITECTURES[architecture].hyperparameters if k in config}
+    kind = ARCHITECTURES[architecture]
+    _refuse_what_changes_meaning(config, folder, kind)
+    options = {k: config[k] for k in kind.hyperparameters if k in config}
     coder = make_coder(architecture, int(config["d_in"]), int(config["d_sae"]), **options)
     try:
         coder.load_saved(load_file(folder / WEIGHTS))
@@ -70,7 +75,7 @@ def _config(coder: Coder) -> dict[str, Any]:
         "d_sae": coder.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": coder.centres_input,
         "normalize_activations": "none",
         "reshape_activations": "none",
         **extra,
@@ -82,9 +87,9 @@ def _config(coder: Coder) -> dict[str, Any]:
     }
 
 
-def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path) -> None:
+def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path, kind: type[Coder]) -> None:
     """Settings that would make plain decoding silently wrong are an error, not a warning."""
-    expected = {"apply_b_dec_to_input": True, "normalize_activations": "none"}
+    expected = {"apply_b_dec_to_input": kind.centres_input, "normalize_activations": "none"}
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise UserError(

@@ -63,6 +63,7 @@ def build_index(
     """
     folder = Path(folder)
     site = _site(coder, store)
+    target_site = coder.target_site or site
     selection = choose(store, tokens)
     recover(folder)
     coder_hash = coder_hash or weights_hash(coder)
@@ -79,7 +80,7 @@ def build_index(
     codes = spill.codes()
     effects_path = partial / _EFFECTS
     if not effects_path.exists():
-        decoder_effects(coder, lm, site, progress).save(effects_path.with_suffix(".tmp"))
+        decoder_effects(coder, lm, target_site, progress).save(effects_path.with_suffix(".tmp"))
         effects_path.with_suffix(".tmp").replace(effects_path)
     sequences = [store.tokens(part.start, part.stop) for part in selection.parts]
     np.save(partial / layout.TOKENS, np.concatenate(sequences))
@@ -88,6 +89,7 @@ def build_index(
         "coder": name or folder.name,
         "coder_hash": coder_hash,
         "site": site,
+        "target_site": target_site,
         "model": store.attributes["model"]["name"],
         "model_hash": store.attributes["model"]["hash"],
         "architecture": coder.architecture,
@@ -166,8 +168,8 @@ def weights_hash(coder: "Coder") -> str:
 
 
 def _site(coder: "Coder", store: "ActivationStore") -> str:
-    site = coder.metadata.get("hook_name")
-    if site not in store.sites:
+    site = coder.site
+    if site is None or site not in store.sites:
         raise UserError(
             f"The coder belongs to `{site}`, but {store.path} holds {', '.join(store.sites)}; "
             "harvest that site or choose another coder."

@@ -38,22 +38,29 @@ def special_ids(lm: "LanguageModel", store: ActivationStore) -> frozenset[int]:
 
 def check_fit(
     coder: Coder, store: ActivationStore, lm: "LanguageModel", controls: Sequence[str]
-) -> str:
-    """The coder's site, after making sure that coder, store and model belong together."""
-    site = coder.metadata.get("hook_name")
-    if not isinstance(site, str):
+) -> tuple[str, str]:
+    """The site that the coder predicts and the one that it reads (for most, the same).
+
+    Makes sure that coder, store and model belong together.
+    """
+    site, target = coder.site, coder.target_site
+    if not isinstance(site, str) or not isinstance(target, str):
         raise UserError("The coder's metadata has no `hook_name`; it must name the coder's site.")
-    width = store.width.get(site)
-    if width is None:
-        raise UserError(
-            f"The coder reads `{site}`, but the store at {store.path} has only "
-            f"{', '.join(store.sites)}; harvest that site." + nearest(site, store.sites)
-        )
-    if width != coder.d_in:
-        raise UserError(
-            f"The coder reads {coder.d_in} values per token, but `{site}` in the store at "
-            f"{store.path} has {width}: they are of different models."
-        )
+    for does, name, expected in (
+        ("reads", site, coder.d_in),
+        ("predicts", target, coder.d_out),
+    ):
+        width = store.width.get(name)
+        if width is None:
+            raise UserError(
+                f"The coder {does} `{name}`, but the store at {store.path} has only "
+                f"{', '.join(store.sites)}; harvest that site." + nearest(name, store.sites)
+            )
+        if width != expected:
+            raise UserError(
+                f"The coder {does} {expected} values per token, but `{name}` in the store at "
+                f"{store.path} has {width}: they are of different models."
+            )
     stored = store.attributes.get("model", {})
     if stored.get("hash") not in (None, lm.hash):
         raise UserError(
@@ -66,15 +73,16 @@ def check_fit(
                 f"Unknown control `{name}`; it must be one of {', '.join(CONTROLS)}."
                 + nearest(name, CONTROLS)
             )
-    return site
+    return target, site
 
 
-def describe_coder(coder: Coder, site: str, given: str | None) -> dict[str, Any]:
+def describe_coder(coder: Coder, given: str | None) -> dict[str, Any]:
     saved = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
     return {
         "hash": given or hashlib.sha256(save(saved)).hexdigest(),
         "architecture": coder.architecture,
-        "site": site,
+        "site": coder.site,
+        "target_site": coder.target_site,
         "d_in": coder.d_in,
         "d_sae": coder.d_sae,
     }

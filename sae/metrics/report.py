@@ -28,6 +28,8 @@ NAMES = {
     "coder": "coder",
     "pca": "PCA",
     "random_dictionary": "random dictionary",
+    "linear_map": "linear map of the same rank",
+    "linear_map_full": "linear map of full rank",
     "shuffled_decoder": "shuffled decoder",
     "frozen_decoder": "frozen decoder",
     "raw_neurons": "raw neurons",
@@ -98,6 +100,7 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
     }
     if "max_decoder_cosine" in histograms:
         figures["angles"] = plots.angles(histograms["max_decoder_cosine"], histograms["random"])
+    if "encoder_decoder" in histograms:
         figures["alignment"] = plots.alignment(histograms["encoder_decoder"])
     return {
         "name": name,

@@ -34,7 +34,7 @@ class DeadLatents:
 def auxk_step(
     coder: Coder,
     x_BD: Tensor,
-    x_hat_BD: Tensor,
+    residual_BD: Tensor,
     dead: Tensor,
     k: int,
     coefficient: float,
@@ -55,12 +55,11 @@ def auxk_step(
     """
     weights = (coder.W_enc_FD, coder.b_enc_F, coder.W_dec_FD)
     W_enc, b_enc, W_dec = (w.detach()[dead].requires_grad_() for w in weights)
-    b_dec_D = coder.b_dec_D.detach()
-    residual_BD = (x_BD - x_hat_BD).detach()
+    centre_D = coder.input_centre().detach()
     support = select_topk(
-        x_BD - b_dec_D, W_enc.detach(), b_enc.detach(), min(k, len(dead)), kernels=kernels
+        x_BD - centre_D, W_enc.detach(), b_enc.detach(), min(k, len(dead)), kernels=kernels
     )
-    pre_N = kernels.encode_at(x_BD, b_dec_D, W_enc, b_enc, support, support.pre_N)
+    pre_N = kernels.encode_at(x_BD, centre_D, W_enc, b_enc, support, support.pre_N)
     estimate_BD = kernels.decode(leaky_relu(pre_N, LEAK), W_dec, support)
     total = residual_BD.square().sum()
     loss = (residual_BD - estimate_BD).square().sum() / total.clamp_min(EPSILON)

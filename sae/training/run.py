@@ -44,7 +44,7 @@ def train(
         batches = open_things.enter_context(closing(reader.batches(start)))
         for step in range(start + 1, steps + 1):
             data = {site: torch.from_numpy(x_BD) for site, x_BD in next(batches).items()}
-            results = {t.name: t.step(data[t.site]) for t in trainers}
+            results = {t.name: t.step(*(data[s] for s in t.sites)) for t in trainers}
             if step % log_every == 0 or step == steps:
                 seconds = time.perf_counter() - began
                 common = {

@@ -59,8 +59,8 @@ def test_a_splice_at_the_wrong_site_is_found(
     honest = lm.splice
 
     @contextmanager
-    def next_layer(site: str, replace: Any) -> Iterator[None]:
-        with honest("blocks.1.hook_resid_post", replace):
+    def next_layer(site: str, replace: Any, source: str | None = None) -> Iterator[None]:
+        with honest("blocks.1.hook_resid_post", replace, source):
             yield
 
     monkeypatch.setattr(lm, "splice", next_layer)
@@ -86,8 +86,8 @@ def test_going_on_from_the_wrong_block_is_found(
     coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OffByOne(Continuation):
-        def __init__(self, lm: LanguageModel, site: str) -> None:
-            super().__init__(lm, site)
+        def __init__(self, lm: LanguageModel, site: str, source: str | None = None) -> None:
+            super().__init__(lm, site, source)
             assert self._next_block is not None
             self._next_block += 1
 
