@@ -69,10 +69,22 @@ class CoderTrainer:
         self.candidates = low if low is torch.bfloat16 else None
         self.done = 0
 
+    @property
+    def units(self) -> tuple[str, float, torch.device]:
+        """What `scaled` depends on: trainers of equal units can share its result."""
+        return self.site, self.scale, self.coder.W_enc_FD.device
+
+    def scaled(self, raw_BD: Tensor) -> Tensor:
+        """Raw activations (B, D) of any floating dtype in the units and place of training."""
+        return raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
+
     def step(self, raw_BD: Tensor) -> StepLog:
         """One update on a batch of raw activations (B, D) of any floating dtype."""
+        return self.step_scaled(self.scaled(raw_BD))
+
+    def step_scaled(self, x_BD: Tensor) -> StepLog:
+        """One update on what `scaled` made of a batch; `x_BD` is only read."""
         coder, settings = self.coder, self.settings
-        x_BD = raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
         error = (x_BD - forward.x_hat_BD).square().sum() / x_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
