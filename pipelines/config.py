@@ -4,11 +4,12 @@
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from sae.base.config import Section
+from sae.base.errors import UserError, nearest
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +77,10 @@ class CoderConfig(Section):
 
 class TrainConfig(Section):
     coders: tuple[CoderConfig, ...] = (CoderConfig(name="topk", k=32),)
+    sweep: dict[str, Any] = Field(
+        default={},
+        description="a grid of further coders: each key of a coder with one value or a list",
+    )
     tokens: Count = Field(default=8_000_000, description="tokens that each coder sees")
     batch: Count = Field(default=1024, description="tokens per step")
     warmup: Share = Field(
@@ -98,15 +103,35 @@ class TrainConfig(Section):
         default=None, description="Weights & Biases project to log to as well"
     )
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides a coder's weights beside its own settings."""
+        return self.model_dump(exclude={"coders", "sweep", "checkpoint_seconds", "wandb"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweep_is_coders(cls, values: Any) -> Any:
+        """The sweep's coders join those of the list; one that is there already stays as it is."""
+        if not isinstance(values, dict) or not values.get("sweep"):
+            return values
+        from pipelines.sweep import expand
+
+        return {**values, "coders": [*(values.get("coders") or ()), *expand(values["sweep"])]}
+
     @field_validator("coders")
     @classmethod
     def _names_differ(cls, coders: tuple[CoderConfig, ...]) -> tuple[CoderConfig, ...]:
-        names = [coder.name for coder in coders]
-        if not names:
+        """A coder that is named twice with the same settings is one coder."""
+        if not coders:
             raise ValueError("at least one coder is needed")
-        if len(set(names)) < len(names):
-            raise ValueError(f"the coders' names must differ, they are {', '.join(names)}")
-        return coders
+        named: dict[str, CoderConfig] = {}
+        for coder in coders:
+            if named.setdefault(coder.name, coder) != coder:
+                raise UserError(
+                    f"Two coders of `train.coders` and `train.sweep` are called `{coder.name}` "
+                    "and differ in their settings; give the one in `train.coders` another name."
+                )
+        return tuple(named.values())
 
 
 class EvaluateConfig(Section):
@@ -146,8 +171,9 @@ class RunConfig(Section):
     def _sites_are_harvested(self) -> "RunConfig":
         for coder in self.train.coders:
             if coder.site is not None and coder.site not in self.harvest.sites:
-                raise ValueError(
-                    f"coder `{coder.name}` reads `{coder.site}`, which is not in harvest.sites"
+                raise UserError(
+                    f"The coder `{coder.name}` reads `{coder.site}`, which is not in "
+                    f"`harvest.sites`; add it there." + nearest(coder.site, self.harvest.sites)
                 )
         return self
 
