@@ -15,13 +15,12 @@ def check_fit(coder: Coder, store: ActivationStore, lm: "LanguageModel") -> str:
     site = coder.metadata.get("hook_name")
     if not isinstance(site, str):
         raise UserError("The coder's metadata has no `hook_name`; it must name the coder's site.")
-    width = store.width.get(site)
-    if width is None:
+    if site not in store.sites:
         raise UserError(
             f"The coder reads `{site}`, but the store at {store.path} has only "
             f"{', '.join(store.sites)}; harvest that site." + nearest(site, store.sites)
         )
-    if width != coder.d_in:
+    if (width := store.width[site]) != coder.d_in:
         raise UserError(
             f"The coder takes activations of width {coder.d_in}, but `{site}` in the store at "
             f"{store.path} has {width}: they are of different models; choose the coder that was "
