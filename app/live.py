@@ -64,11 +64,10 @@ class Reading:
 @st.cache_resource(max_entries=2, show_spinner="Loading the model …")
 def _pair(model: str, folder: str, coder_hash: str) -> Pair:
     import sae.coders as coders
-    from sae.features.builder import weights_hash
     from sae.lm import load_lm
 
     coder = coders.load_coder(folder)
-    if coder_hash not in (coders.coder_hash(folder), weights_hash(coder)):
+    if coder_hash not in map(coders.coder_hash, (folder, coder)):
         raise UserError(
             f"The coder in {folder} is not the one that this index was made with; make the index "
             "again with `sae index`."

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipes import RECIPES
 from sae.base.config import Section
-from sae.base.errors import nearest
+from sae.base.errors import UserError, nearest
 
 OPTIONS = (
     "k", "l1", "l1_warmup", "target_l0", "l0_penalty", "bandwidth", "prefixes",
@@ -149,6 +149,10 @@ class CoderConfig(Section):
 
 class TrainConfig(Section):
     coders: tuple[CoderConfig, ...] = (CoderConfig(name="topk", k=32),)
+    sweep: dict[str, Any] = Field(
+        default={},
+        description="a grid of further coders: each key of a coder with one value or a list",
+    )
     tokens: Count = Field(default=8_000_000, description="tokens that each coder sees")
     batch: Count = Field(default=1024, description="tokens per step")
     warmup: Share = Field(
@@ -171,15 +175,35 @@ class TrainConfig(Section):
         default=None, description="Weights & Biases project to log to as well"
     )
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides a coder's weights beside its own settings."""
+        return self.model_dump(exclude={"coders", "sweep", "checkpoint_seconds", "wandb"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweep_is_coders(cls, values: Any) -> Any:
+        """The sweep's coders join those of the list; one that is there already stays as it is."""
+        if not isinstance(values, dict) or not values.get("sweep"):
+            return values
+        from pipelines.sweep import expand
+
+        return {**values, "coders": [*(values.get("coders") or ()), *expand(values["sweep"])]}
+
     @field_validator("coders")
     @classmethod
     def _names_differ(cls, coders: tuple[CoderConfig, ...]) -> tuple[CoderConfig, ...]:
-        names = [coder.name for coder in coders]
-        if not names:
+        """A coder that is named twice with the same settings is one coder."""
+        if not coders:
             raise ValueError("at least one coder is needed")
-        if len(set(names)) < len(names):
-            raise ValueError(f"the coders' names must differ, they are {', '.join(names)}")
-        return coders
+        named: dict[str, CoderConfig] = {}
+        for coder in coders:
+            if named.setdefault(coder.name, coder) != coder:
+                raise UserError(
+                    f"Two coders of `train.coders` and `train.sweep` are called `{coder.name}` "
+                    "and differ in their settings; give the one in `train.coders` another name."
+                )
+        return tuple(named.values())
 
 
 class EvaluateConfig(Section):
@@ -220,8 +244,9 @@ class RunConfig(Section):
         for coder in self.train.coders:
             for does, site in (("reads", coder.site), ("predicts", coder.target_site)):
                 if site is not None and site not in self.harvest.sites:
-                    raise ValueError(
-                        f"coder `{coder.name}` {does} `{site}`, which is not in harvest.sites"
+                    raise UserError(
+                        f"The coder `{coder.name}` {does} `{site}`, which is not in "
+                        f"`harvest.sites`; add it there." + nearest(site, self.harvest.sites)
                     )
         return self
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import sae
 from pipelines.config import CoderConfig, RunConfig
-from pipelines.progress import progress
+from pipelines.progress import listed, progress
 from sae.base.devices import default_device
 from sae.base.files import sha256_json
 from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
-from sae.coders.registry import TWO_SITES, option_names
+from sae.coders.registry import TWO_SITES, hyperparameters_of
 from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
@@ -35,10 +35,9 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
         window=config.train.window,
     )
     folder = config.folder / "coders"
-    fingerprint = sha256_json(
-        [config.train.model_dump(), [c.name for c in wanted], store.attributes]
-    )
-    with progress("train " + ", ".join(names), steps * config.train.batch) as update:
+    coders = [coder.model_dump() for coder in wanted]
+    fingerprint = sha256_json([config.train.recipe, coders, store.attributes])
+    with progress(f"train {listed(names)}", steps * config.train.batch) as update:
         facts = train(
             trainers,
             reader,
@@ -61,7 +60,6 @@ def _trainer(
     config: RunConfig, wanted: CoderConfig, store: ActivationStore, steps: int
 ) -> CoderTrainer:
     site = config.site_of(wanted)
-    store.check_site(site)
     d_in = store.width[site]
     extra: dict[str, Any] = dict(wanted.options)
     target: tuple[str, SiteStats] | None = None
@@ -93,20 +91,25 @@ def _trainer(
 
 
 def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
-    """On a CPU: weights, gradients, Adam's two moments; a batch of scores; windows read ahead."""
+    """On a CPU: weights, gradients, Adam's two moments of every coder; the scores of the one that
+    is at work; windows of every site, read ahead.
+    """
     if (config.model.device or default_device()) != "cpu":
         return
-    needed = 0
+    kept, at_work, sites = 0, 0, set[str]()
     for coder in wanted:
-        d_in = store.width[config.site_of(coder)]
-        d_out = store.width.get(coder.target_site or "", d_in)
-        width = coder.width or coder.expansion * d_in
-        needed += 4 * 4 * width * (d_in + d_out)
-        needed += 4 * min(config.train.batch * width, CHUNK_VALUES)
-        needed += 2 * 2 * config.train.window * CHUNK_ROWS * d_in
-    names = ", ".join(coder.name for coder in wanted)
+        site = config.site_of(coder)
+        for read in filter(None, (site, coder.target_site)):
+            store.check_site(read)
+            sites.add(read)
+        d_out = store.width[coder.target_site or site]
+        width = coder.width or coder.expansion * store.width[site]
+        kept += 4 * 4 * width * (store.width[site] + d_out)
+        at_work = max(at_work, 4 * min(config.train.batch * width, CHUNK_VALUES))
+    read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
     advice = "train fewer or narrower coders, or take a smaller `train.window`"
-    require_memory(needed, f"Training {names}", advice)
+    what = f"Training {listed([coder.name for coder in wanted])} together"
+    require_memory(kept + at_work + read_ahead, what, advice)
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:
@@ -128,7 +131,10 @@ def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) 
         "loupe": {
             "version": sae.__version__,
             "trained_as": trainer.coder.architecture,
-            "options": {n: getattr(trainer.coder, n) for n in option_names(type(trainer.coder))},
+            "options": {
+                name: getattr(trainer.coder, name)
+                for name in hyperparameters_of(trainer.coder.architecture)
+            },
             "settings": vars(trainer.settings),
             "learning_rate": trainer.settings.peak_rate(trainer.coder.d_sae),
             "model": model,

@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sae.coders import ARCHITECTURES, Codes, Support, make_coder
-from sae.coders.registry import option_names
+from sae.coders import Codes, Support, make_coder
+from sae.coders.registry import hyperparameters_of
 from sae.store import SiteStats
 from sae.training import CoderTrainer, Settings
 
@@ -79,8 +79,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         )
         k = min(self.k, self.n_components)
         given = {"k": k, "target_l0": float(k), "l1": self.l1}
-        kind = ARCHITECTURES.get(self.architecture)
-        known = option_names(kind) if kind else ()
+        known = hyperparameters_of(self.architecture)
         options = {name: value for name, value in given.items() if name in known}
         coder = make_coder(self.architecture, rows.shape[1], self.n_components, **options)
         trainer = CoderTrainer("sklearn", coder, "X", _stats(array), settings)

@@ -3,6 +3,7 @@
 SAELens 6 loads these folders as they are. Extra keys of `metadata` survive there.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
 def save_coder(coder: Coder, folder: Path | str) -> Path:
     """Writes a coder that takes raw activations. Weights first, so a `cfg.json` means whole."""
     folder = Path(folder)
-    tensors = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
-    atomic_write(folder / WEIGHTS, lambda file: file.write(save(tensors)))
+    atomic_write(folder / WEIGHTS, lambda file: file.write(_weights(coder)))
     write_json(folder / CONFIG, _config(coder))
     return folder
 
@@ -60,9 +60,15 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
     return coder.requires_grad_(False).eval().to(torch.device(device))
 
 
-def coder_hash(folder: Path | str) -> str:
-    """Identity of a coder: the hash of its weights file."""
-    return sha256_file(Path(folder) / WEIGHTS)
+def coder_hash(coder: Coder | Path | str) -> str:
+    """Identity of a coder: sha256 of its folder's weights file, or of what `save_coder` writes."""
+    if isinstance(coder, Coder):
+        return hashlib.sha256(_weights(coder)).hexdigest()
+    return sha256_file(Path(coder) / WEIGHTS)
+
+
+def _weights(coder: Coder) -> bytes:
+    return save({name: tensor.cpu() for name, tensor in coder.saved_tensors().items()})
 
 
 def _config(coder: Coder) -> dict[str, Any]:

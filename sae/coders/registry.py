@@ -51,24 +51,24 @@ SAVED_FORMS = (JumpReLUTranscoder.architecture, JumpReLUSkipTranscoder.architect
 TRAINABLE = tuple(name for name in ARCHITECTURES if name not in SAVED_FORMS)
 
 
-def make_coder(architecture: str, d_in: int, d_sae: int, **options: Any) -> Coder:
-    """A coder by name, with its own hyperparameters (`k`, `l1`); weights are all zero."""
+def hyperparameters_of(architecture: str) -> tuple[str, ...]:
+    """Names of the options that `make_coder` takes for an architecture, which must exist."""
     if architecture not in ARCHITECTURES:
         raise UserError(
             f"Unknown architecture `{architecture}`; it must be one of "
             f"{', '.join(ARCHITECTURES)}." + nearest(architecture, ARCHITECTURES)
         )
-    kind = ARCHITECTURES[architecture]
-    known = option_names(kind)
+    parameters = inspect.signature(ARCHITECTURES[architecture]).parameters
+    return tuple(name for name in parameters if name not in ("d_in", "d_sae"))
+
+
+def make_coder(architecture: str, d_in: int, d_sae: int, **options: Any) -> Coder:
+    """A coder by name, with its own hyperparameters (`k`, `l1`); weights are all zero."""
+    known = hyperparameters_of(architecture)
     for name in options:
         if name not in known:
             raise UserError(
                 f"`{architecture}` has no hyperparameter `{name}`; it has "
                 f"{', '.join(known) or 'none'}." + nearest(name, known)
             )
-    return kind(d_in, d_sae, **options)
-
-
-def option_names(kind: type[Coder]) -> tuple[str, ...]:
-    """The hyperparameters that an architecture takes."""
-    return tuple(n for n in inspect.signature(kind).parameters if n not in ("d_in", "d_sae"))
+    return ARCHITECTURES[architecture](d_in, d_sae, **options)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sae.coders import Coder
+from sae.coders import Coder, check_fit
 from sae.metrics import geometry, provenance
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls import TrainData, controls_of, left_out
 from sae.metrics.registry import formulas, metrics_of
-from sae.metrics.sample import draw
+from sae.metrics.sample import Sample, draw
 from sae.metrics.scoring import CODER, Scored, fit_controls, score_activations, score_losses
 from sae.metrics.selftests import run_self_tests
 from sae.metrics.sparsity import Firings
@@ -59,8 +59,9 @@ def evaluate(
     not belong together, and `SelfTestFailure` if the pipeline itself is wrong.
     """
     started = time.monotonic()
+    source, site = check_fit(coder, store, lm)
     controls = controls_of(coder) if controls is None else controls
-    site, source = provenance.check_fit(coder, store, lm, controls)
+    provenance.check_controls(controls)
     tell = progress or (lambda _what, _done, _total: None)
     special = provenance.special_ids(lm, store)
     device = coder.W_dec_FD.device
@@ -93,12 +94,20 @@ def evaluate(
             "model": {"name": lm.name, "hash": lm.hash},
             "store": provenance.describe_store(store, split),
             "seed": seed,
-            "tokens": held.tokens,
-            "loss_tokens": int(losses[CODER].total("count")),
-            "control_tokens": int(scored.shared.data.total("count")) if controls else 0,
+            **_tokens(scored, losses, held),
             "interval": provenance.describe_interval(held, heard),
             **provenance.describe_run(device, started),
         },
+    }
+
+
+def _tokens(scored: Scored, losses: Mapping[str, DocumentSums], held: Sample) -> dict[str, int]:
+    """How many tokens the numbers rest on."""
+    controlled = len(losses) > 1
+    return {
+        "tokens": held.tokens,
+        "loss_tokens": int(losses[CODER].total("count")),
+        "control_tokens": int(scored.shared.data.total("count")) if controlled else 0,
     }
 
 

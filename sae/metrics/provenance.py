@@ -1,6 +1,5 @@
-"""What an evaluation is of, and whether coder, store and model belong together at all."""
+"""What an evaluation is of, and how it was made."""
 
-import hashlib
 import platform
 import sys
 import time
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 import sae
 from sae.base.errors import UserError, nearest
-from sae.coders import Coder
+from sae.coders import Coder, coder_hash
 from sae.metrics.bootstrap import LEVEL, RESAMPLES
 from sae.metrics.controls import CONTROLS
 from sae.metrics.sample import Sample
@@ -36,50 +34,18 @@ def special_ids(lm: "LanguageModel", store: ActivationStore) -> frozenset[int]:
     return frozenset(int(i) for i in ids if i is not None)
 
 
-def check_fit(
-    coder: Coder, store: ActivationStore, lm: "LanguageModel", controls: Sequence[str]
-) -> tuple[str, str]:
-    """The site that the coder predicts and the one that it reads (for most, the same).
-
-    Makes sure that coder, store and model belong together.
-    """
-    site, target = coder.site, coder.target_site
-    if not isinstance(site, str) or not isinstance(target, str):
-        raise UserError("The coder's metadata has no `hook_name`; it must name the coder's site.")
-    for does, name, expected in (
-        ("reads", site, coder.d_in),
-        ("predicts", target, coder.d_out),
-    ):
-        width = store.width.get(name)
-        if width is None:
-            raise UserError(
-                f"The coder {does} `{name}`, but the store at {store.path} has only "
-                f"{', '.join(store.sites)}; harvest that site." + nearest(name, store.sites)
-            )
-        if width != expected:
-            raise UserError(
-                f"The coder {does} {expected} values per token, but `{name}` in the store at "
-                f"{store.path} has {width}: they are of different models."
-            )
-    stored = store.attributes.get("model", {})
-    if stored.get("hash") not in (None, lm.hash):
-        raise UserError(
-            f"The store at {store.path} was harvested from another model "
-            f"(`{stored.get('name')}`) than `{lm.name}`; load the model that it names."
-        )
+def check_controls(controls: Sequence[str]) -> None:
     for name in controls:
         if name not in CONTROLS:
             raise UserError(
                 f"Unknown control `{name}`; it must be one of {', '.join(CONTROLS)}."
                 + nearest(name, CONTROLS)
             )
-    return target, site
 
 
 def describe_coder(coder: Coder, given: str | None) -> dict[str, Any]:
-    saved = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
     return {
-        "hash": given or hashlib.sha256(save(saved)).hexdigest(),
+        "hash": given or coder_hash(coder),
         "architecture": coder.architecture,
         "site": coder.site,
         "target_site": coder.target_site,

@@ -88,13 +88,25 @@ class CoderTrainer:
         self.candidates = low if low is torch.bfloat16 else None
         self.done = 0
 
+    @property
+    def units(self) -> tuple[str, float, torch.device]:
+        """What `scaled` depends on: trainers of equal units can share its result."""
+        return self.site, self.scale, self.coder.W_enc_FD.device
+
+    def scaled(self, raw_BD: Tensor) -> Tensor:
+        """Raw activations (B, D) of any floating dtype in the units and place of training."""
+        return raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
+
     def step(self, raw_BD: Tensor, raw_target_BD: Tensor | None = None) -> StepLog:
         """One update on a batch of raw activations (B, D) of any floating dtype.
 
         A transcoder is given those of its target site too, (B, d_out).
         """
+        return self.step_scaled(self.scaled(raw_BD), raw_target_BD)
+
+    def step_scaled(self, x_BD: Tensor, raw_target_BD: Tensor | None = None) -> StepLog:
+        """One update on what `scaled` made of a batch; `x_BD` is only read."""
         coder, settings = self.coder, self.settings
-        x_BD = raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
         y_BD = x_BD
         if raw_target_BD is not None and self.target_scale is not None:
             y_BD = raw_target_BD.to(x_BD.device, torch.float32) * self.target_scale

@@ -63,7 +63,7 @@ def test_a_transcoder_says_what_it_predicts(run: Path) -> None:
         (f"{{name: a, architecture: topk, k: 4, {TWO}}}", "only transcoders have a target site"),
         (
             "{name: a, architecture: transcoder, target_site: blocks.1.hook_mlp_out}",
-            "predicts `blocks.1.hook_mlp_out`, which is not in harvest.sites",
+            "predicts `blocks.1.hook_mlp_out`, which is not in `harvest.sites`",
         ),
         ("{name: a, architecture: switch, width: 64, experts: 5}", "must divide"),
     ],

@@ -9,7 +9,7 @@ from pipelines.recipes import RECIPES
 from sae.base.config import load_config, validate
 from sae.base.errors import UserError
 from sae.coders import ARCHITECTURES, make_coder
-from sae.coders.registry import option_names
+from sae.coders.registry import hyperparameters_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -36,5 +36,5 @@ def test_an_unknown_recipe_is_a_sentence() -> None:
 
 
 def test_every_declared_option_belongs_to_an_architecture() -> None:
-    taken = {name for kind in ARCHITECTURES.values() for name in option_names(kind)}
+    taken = {name for kind in ARCHITECTURES for name in hyperparameters_of(kind)}
     assert set(OPTIONS) <= taken

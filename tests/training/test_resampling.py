@@ -13,15 +13,10 @@ from sae.store import ActivationStore
 from sae.training import CoderTrainer, Settings, train
 from sae.training.optimizer import CoderOptimizer
 from sae.training.resampling import ENCODER_NORM, Resampler
-from tests.training.test_training import BATCH, SITE, STEPS, Killed, make_reader, make_small_store
+from tests.training.test_training import BATCH, SITE, STEPS, Killed, make_reader
 
 D, F = 6, 10
 DEAD = [2, 7]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
-    return make_small_store(tmp_path, monkeypatch)
 
 
 def resampled(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import sae.store.schema as schema
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.coders import Codes, make_coder
@@ -14,7 +13,6 @@ from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
 from sae.training.dead import DeadLatents, auxk_step
 from tests.contracts.test_coders import OPTIONS
-from tests.store.fixtures import make_store
 
 SITE = "blocks.0.hook_resid_post"
 TARGET = "blocks.1.hook_mlp_out"
@@ -23,17 +21,6 @@ STEPS, BATCH = 40, 64
 
 class Killed(Exception):  # noqa: N818
     pass
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
-    return make_small_store(tmp_path, monkeypatch)
-
-
-def make_small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
-    monkeypatch.setattr(schema, "CHUNK_ROWS", 64)
-    monkeypatch.setattr(schema, "SHARD_ROWS", 512)
-    return make_store(tmp_path / "s.zarr")[0]
 
 
 def _trainers(store: ActivationStore, names: tuple[str, ...] = TRAINABLE) -> list[CoderTrainer]:
