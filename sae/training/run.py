@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sae.store import ShuffledReader
+from sae.store import BatchSource
 from sae.training.checkpoint import load_checkpoint, save_checkpoint
 from sae.training.log import TrainingLog
 from sae.training.trainer import CoderTrainer
@@ -17,7 +17,7 @@ OnStep = Callable[[int, dict[str, dict[str, float]]], None]
 
 def train(
     trainers: Sequence[CoderTrainer],
-    reader: ShuffledReader,
+    reader: BatchSource,
     folder: Path,
     steps: int,
     *,
@@ -36,7 +36,7 @@ def train(
     """
     start = load_checkpoint(folder, trainers, fingerprint)
     began = saved = time.perf_counter()
-    batch = reader.order.batch
+    batch = reader.batch
     with ExitStack() as open_things:
         logs = {t.name: TrainingLog(folder / t.name, start, wandb_project) for t in trainers}
         for log in logs.values():
