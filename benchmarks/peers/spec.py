@@ -10,7 +10,9 @@ its own trainer does:
     save(folder)             the coder as the system's own code saves it
 """
 
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -30,6 +32,11 @@ class Spec:
     device: str = "cpu"
     learning_rate: float | None = None
     dead_after: int = 10_000_000  # tokens
+
+
+def load_system(name: str) -> ModuleType:
+    """The module of a system; importing it imports the peer."""
+    return importlib.import_module("gemm_system" if name.startswith("gemm") else f"{name}_system")
 
 
 def synthetic_batches(spec: Spec, count: int) -> list[Tensor]:

@@ -10,7 +10,6 @@ is no /proc) over what it held once everything was imported and the batches were
 the most that torch had allocated.
 """
 
-import importlib
 import json
 import os
 import platform
@@ -22,17 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from spec import Spec, synthetic_batches
+from spec import Spec, load_system, synthetic_batches
 
 BATCHES = 4
-MODULES = {
-    "loupe": "loupe_system",
-    "sparsify": "sparsify_system",
-    "dictionary_learning": "dictionary_learning_system",
-    "sae_lens": "sae_lens_system",
-    "gemm_bf16": "gemm_system",
-    "gemm_fp32": "gemm_system",
-}
 PACKAGES = ("torch", "numpy", "numba", "triton", "eai-sparsify", "dictionary-learning", "sae-lens")
 
 
@@ -41,7 +32,7 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.module = importlib.import_module(MODULES[name])
+        self.module = load_system(name)
         self.revives = not name.startswith("gemm")
         self.steps = 0
 
