@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class Worker:
                 env=environment,
             )
         self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._answer(caps.start_seconds, "start")
         request = {"do": "build", "spec": asdict(spec), "dead_share": dead_share}
         self.facts = self._ask(request, caps.start_seconds)
@@ -81,6 +83,12 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._listener.join()
+        with suppress(BrokenPipeError):  # of a request that it no longer read
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         if self.process.stdin is None:
@@ -101,7 +109,6 @@ class Worker:
                 self._check(time.monotonic() - began, seconds, what)
                 continue
             if not line:
-                self.close()
                 raise OverCap(self._last_words())
             return json.loads(line)
 
@@ -123,7 +130,10 @@ class Worker:
         self._answers.put("")
 
     def _last_words(self) -> str:
-        self.process.wait()
+        """Why a process that has closed its output ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        self.close()
         if self.process.returncode == -signal.SIGKILL:
             return "killed by the machine, most likely for its memory"
         lines = [x.strip() for x in self._log.read_text(errors="replace").splitlines() if x.strip()]
@@ -132,7 +142,7 @@ class Worker:
 
 class Pool:
     """The workers of one case. What doesn't fit beside the next step is closed, and built again
-    (with untimed steps) when its own turn comes."""
+    when its own turn comes."""
 
     def __init__(
         self, pythons: dict[str, str], spec: Spec, dead_share: float, caps: Caps, folder: Path
@@ -144,7 +154,10 @@ class Pool:
         self.peaks: dict[str, int] = {}
 
     def step(self, system: str, warm_up: int) -> dict[str, Any]:
-        """A timed step of a system that has done at least `warm_up` steps before."""
+        """A timed step, straight after `warm_up` untimed ones: as in a training that goes on.
+
+        A step after a pause is slower, and the more so the more memory it takes and gives back.
+        """
         self._make_room(system)
         worker = self.running.get(system)
         if worker is None:
@@ -153,8 +166,8 @@ class Pool:
             worker = Worker(system, python, self.spec, self.dead_share, self.caps, log)
             self.running[system] = worker
             self.facts[system] = worker.facts
-            for _ in range(warm_up):
-                worker.step()
+        for _ in range(warm_up):
+            worker.step()
         answer = worker.step()
         self.peaks[system] = max(self.peaks.get(system, 0), answer["peak_bytes"])
         return answer
