@@ -3,10 +3,10 @@
     python -m benchmarks.harvest [--peers .venv-peers] [--shapes pocket,gpt2-small] [--rounds 5]
 
 Every round runs all systems once, in turn; medians of the rounds are compared, so that a noisy
-machine is noisy for all. Loupe reads both sites in one pass, SAELens can cache one. All take the
-harvest stage's default of sequences per forward. SAELens runs the whole model, head included
-(of a Hugging Face model it takes no part), and is given fewer tokens, so it is compared by its
-rate; it is started, and warmed up with one forward, before the first round.
+machine is noisy for all. Loupe reads two sites in one pass; SAELens caches one at a time, in
+float32, so Loupe does that as well. Both stop the model behind the last site, and take the harvest
+stage's default of sequences per forward. SAELens is given fewer tokens and compared by its rate; it
+is started, and warmed up with one forward, before the first round.
 Weights of GPT-2 small's shape are random: speed does not depend on them.
 """
 
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 def measure(name: str, work: Path, rounds: int, peers: Path | None) -> list[dict]:
-    """Rows of one shape. SAELens computes in float32, its default; so each dtype has a row."""
+    """Rows of one shape, each against the bare forward of the same sites and dtype."""
     shape = SHAPES[name]
     sites = list(shape.sites)
     folder = model_folder(name, work)
@@ -168,26 +168,32 @@ def measure(name: str, work: Path, rounds: int, peers: Path | None) -> list[dict
     rates: dict[tuple[str, str], list[float]] = {}
     for lm in models.values():  # warm up
         harvest(lm, tokens[: 2 * BATCH], sites, BATCH, work / "store.zarr")
+    passes = [
+        *((dtype, "two sites", sites) for dtype in models),
+        ("float32", "one site", sites[:1]),
+    ]
+    out = work / "store.zarr"
     for _ in range(rounds):
-        for dtype, lm in models.items():
-            bare = timed(lambda lm=lm: bare_forward(lm, tokens, sites, BATCH))
-            whole = timed(lambda lm=lm: harvest(lm, tokens, sites, BATCH, work / "store.zarr"))
-            rates.setdefault(("bare forward", dtype), []).append(tokens.size / bare)
-            rates.setdefault(("loupe, two sites", dtype), []).append(tokens.size / whole)
+        for dtype, what, some in passes:
+            lm = models[dtype]
+            bare = timed(lambda lm=lm, some=some: bare_forward(lm, tokens, some, BATCH))
+            whole = timed(lambda lm=lm, some=some: harvest(lm, tokens, some, BATCH, out))
+            rates.setdefault(("bare forward", f"{what}, {dtype}"), []).append(tokens.size / bare)
+            rates.setdefault(("loupe", f"{what}, {dtype}"), []).append(tokens.size / whole)
         if peer:
             rate = peer.tokens / peer.seconds()
-            rates.setdefault(("sae_lens, one site", "float32"), []).append(rate)
+            rates.setdefault(("sae_lens", "one site, float32"), []).append(rate)
     if peer:
         peer.close()
     return [
         {
             "case": name,
-            "system": f"{system}, {dtype}",
+            "system": f"{system}, {what}",
             "tokens_per_s": statistics.median(found),
-            "of_bare": statistics.median(found) / statistics.median(rates["bare forward", dtype]),
+            "of_bare": statistics.median(found) / statistics.median(rates["bare forward", what]),
             "rounds": found,
         }
-        for (system, dtype), found in rates.items()
+        for (system, what), found in rates.items()
     ]
 
 

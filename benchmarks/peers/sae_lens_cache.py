@@ -31,6 +31,9 @@ def make_runner(
             dataset_path="given",
             model_name=folder,
             model_class_name="AutoModelForCausalLM",
+            # transformers takes the dtype of the file, which is float16 for pocket-gpt2: on a CPU
+            # without native float16 products, many times slower than float32.
+            model_from_pretrained_kwargs={"dtype": "float32"},
             model_batch_size=batch,
             hook_name=f"transformer.h.{site.split('.')[1]}",
             d_in=config["n_embd"],
