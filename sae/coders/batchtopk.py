@@ -39,7 +39,7 @@ class BatchTopK(Coder):
     ) -> Forward:
         centred_BD = x_BD - self.b_dec_D.detach()
         support, smallest = select_batchtopk(
-            centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates
+            centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates, kernels
         )
         with torch.no_grad():
             self.seen += 1

@@ -40,6 +40,7 @@ class Coder(nn.Module, ABC):
     architecture: ClassVar[str]
     hyperparameters: ClassVar[tuple[str, ...]] = ()  # names of constructor arguments to save
     uses_auxk: ClassVar[bool] = False
+    unit_decoder: ClassVar[bool] = True  # decoder rows are held at unit norm in training
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -81,11 +82,12 @@ class Coder(nn.Module, ABC):
             )
         x_BD = x_BD.to(self.W_enc_FD.dtype)
         support = self.select(x_BD - self.b_dec_D)
-        return self._codes_at(x_BD, support, get_kernels())
+        return self._codes_at(x_BD, support, get_kernels(device=x_BD.device))
 
     def decode(self, codes: Codes) -> Tensor:
         """Reconstruction (B, D)."""
-        return get_kernels().decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
+        kernels = get_kernels(device=self.W_dec_FD.device)
+        return kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return self.decode(self.encode(x_BD))
@@ -134,7 +136,9 @@ class Coder(nn.Module, ABC):
         return self
 
     def _codes_at(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Codes:
-        pre_N = kernels.encode_at(x_BD, self.b_dec_D, self.W_enc_FD, self.b_enc_F, support)
+        pre_N = kernels.encode_at(
+            x_BD, self.b_dec_D, self.W_enc_FD, self.b_enc_F, support, support.pre_N
+        )
         return Codes(torch.relu(pre_N), support)
 
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:

@@ -28,5 +28,5 @@ class TopK(Coder):
         self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
     ) -> Forward:
         centred_BD = x_BD - self.b_dec_D.detach()
-        support = select_topk(centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates)
+        support = select_topk(centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates, kernels)
         return self._sparse_forward(x_BD, support, kernels)

@@ -13,20 +13,24 @@ class Support:
 
     `indices_N` int64 latents in [0, width); `offsets_B1` int64, row b owns
     indices_N[offsets_B1[b] : offsets_B1[b + 1]]. `k` is set where every row has exactly k.
+    `pre_N` are the entries' pre-activations, where the choice had to compute them in the
+    weights' own precision: they hold for the x and the weights of that choice alone.
     """
 
     indices_N: Tensor
     offsets_B1: Tensor
     width: int
     k: int | None = None
+    pre_N: Tensor | None = None
 
     @classmethod
-    def fixed(cls, indices_BK: Tensor, width: int) -> "Support":
+    def fixed(cls, indices_BK: Tensor, width: int, pre_BK: Tensor | None = None) -> "Support":
         rows, k = indices_BK.shape
         offsets = torch.arange(0, rows * k + 1, k or 1, device=indices_BK.device)[: rows + 1]
         if k == 0:
             offsets = torch.zeros(rows + 1, dtype=torch.int64, device=indices_BK.device)
-        return cls(indices_BK.reshape(-1), offsets, width, k)
+        pre_N = None if pre_BK is None else pre_BK.reshape(-1)
+        return cls(indices_BK.reshape(-1), offsets, width, k, pre_N)
 
     @classmethod
     def of_mask(cls, mask_BF: Tensor) -> "Support":

@@ -4,34 +4,111 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest
 from sae.kernels import reference, sparse
+from sae.kernels.autograd import Decode, EncodeAt
+from sae.kernels.codes import Support
 
-Backend = Literal["auto", "reference", "sparse"]
+Backend = Literal["auto", "reference", "sparse", "cpu"]
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """One backend's functions; signatures are those of `kernels.reference`."""
+    """One backend: the sums it provides, and encoding and decoding with gradients over them."""
 
     name: str
-    encode_at: Callable[..., Tensor]
-    decode: Callable[..., Tensor]
+    row_topk: Callable[..., tuple[Tensor, Tensor]]
+    gathered_dots: Callable[[Tensor, Tensor, Support], Tensor]
+    rows_sum: Callable[[Tensor, Tensor, Support], Tensor]
+    latents_sum: Callable[[Tensor, Tensor, Support], Tensor]
+    adam_rows: Callable[..., None] = reference.adam_rows
+    tangent_square: Callable[[Tensor, Tensor], float] = reference.tangent_square
+
+    def encode_at(
+        self,
+        x_BD: Tensor,
+        b_dec_D: Tensor,
+        W_enc_FD: Tensor,
+        b_enc_F: Tensor,
+        support: Support,
+        pre_N: Tensor | None = None,
+    ) -> Tensor:
+        """As `reference.encode_at`, with gradients; `pre_N` saves computing what is known."""
+        return EncodeAt.apply(x_BD, b_dec_D, W_enc_FD, b_enc_F, support, self, pre_N)  # pyright: ignore
+
+    def decode(self, acts_N: Tensor, W_dec_FD: Tensor, support: Support) -> Tensor:
+        """As `reference.decode`, with gradients of acts and W_dec."""
+        return Decode.apply(acts_N, W_dec_FD, support, self)  # pyright: ignore[reportReturnType]
 
 
-_BACKENDS = {
-    "reference": Kernels("reference", reference.encode_at, reference.decode),
-    "sparse": Kernels("sparse", sparse.encode_at, sparse.decode),
-}
+class ReferenceKernels(Kernels):
+    """The truth: dense products, differentiated by torch itself."""
+
+    def encode_at(
+        self,
+        x_BD: Tensor,
+        b_dec_D: Tensor,
+        W_enc_FD: Tensor,
+        b_enc_F: Tensor,
+        support: Support,
+        pre_N: Tensor | None = None,
+    ) -> Tensor:
+        return reference.encode_at(x_BD, b_dec_D, W_enc_FD, b_enc_F, support)
+
+    def decode(self, acts_N: Tensor, W_dec_FD: Tensor, support: Support) -> Tensor:
+        return reference.decode(acts_N, W_dec_FD, support)
 
 
-def get_kernels(backend: Backend = "auto") -> Kernels:
-    """The named backend; `auto` is `sparse`, which serves CPU and CUDA."""
+def get_kernels(backend: Backend = "auto", device: torch.device | str = "cpu") -> Kernels:
+    """The named backend; `auto` is `cpu` on a CPU and `sparse` elsewhere."""
     if backend not in get_args(Backend):
         raise UserError(
             f"Unknown kernel backend `{backend}`; it must be one of {', '.join(get_args(Backend))}."
             + nearest(backend, get_args(Backend))
         )
-    return _BACKENDS["sparse" if backend == "auto" else backend]
+    on_cpu = torch.device(device).type == "cpu"
+    if backend == "cpu" and not on_cpu:
+        raise UserError(f"The kernel backend `cpu` cannot work on `{device}`; choose `auto`.")
+    if backend == "auto":
+        backend = "cpu" if on_cpu else "sparse"
+    return _MAKERS[backend]()
+
+
+def _cpu() -> Kernels:
+    from sae.kernels import cpu  # imports Numba: only where it is used
+
+    return Kernels(
+        "cpu",
+        cpu.row_topk,
+        cpu.gathered_dots,
+        cpu.rows_sum,
+        cpu.latents_sum,
+        cpu.adam_rows,
+        cpu.tangent_square,
+    )
+
+
+def _sparse() -> Kernels:
+    return Kernels(
+        "sparse", sparse.row_topk, sparse.gathered_dots, sparse.rows_sum, sparse.latents_sum
+    )
+
+
+def _reference() -> Kernels:
+    return ReferenceKernels(
+        "reference",
+        reference.row_topk,
+        sparse.gathered_dots,
+        sparse.rows_sum,
+        sparse.latents_sum,
+    )
+
+
+_MAKERS: dict[str, Callable[[], Kernels]] = {
+    "reference": _reference,
+    "sparse": _sparse,
+    "cpu": _cpu,
+}

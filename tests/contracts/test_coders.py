@@ -65,14 +65,15 @@ def test_codes_are_not_negative_and_decode_linearly(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", TRAINABLE)
 def test_backends_train_alike(architecture: str) -> None:
     gradients = []
-    for backend in ("reference", "sparse"):
+    for backend in ("reference", "sparse", "cpu"):
         coder, x_BD = make_trained(architecture)
         coder, x_BD = coder.double(), x_BD.double()
         forward = coder.training_forward(x_BD, get_kernels(backend))  # pyright: ignore
         loss = (forward.x_hat_BD - x_BD).square().sum() + (forward.penalty or 0)
         loss.backward()
         gradients.append([p.grad for p in coder.parameters() if p.requires_grad])
-    for ours, truth in zip(*gradients, strict=True):
+    truth, *others = gradients
+    for ours in others:
         torch.testing.assert_close(ours, truth)
 
 
@@ -114,7 +115,6 @@ def test_mistakes_get_a_sentence(make, message: str) -> None:
     ("key", "value", "message"),
     [
         ("normalize_activations", "layer_norm", "normalize_activations"),
-        ("rescale_acts_by_decoder_norm", True, "fold"),
         ("architecture", "gated", "gated"),
     ],
 )

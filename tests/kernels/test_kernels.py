@@ -9,7 +9,7 @@ from sae.kernels import Support, get_kernels, select_batchtopk, select_positive,
 from sae.kernels.codes import Codes
 
 B, D, F, K = 24, 6, 20, 3
-BACKENDS = ["sparse"]
+BACKENDS = ["sparse", "cpu"]
 REFERENCE = get_kernels("reference")
 
 
@@ -125,5 +125,5 @@ def test_codes_forms_agree() -> None:
 
 
 def test_unknown_backend_is_a_sentence() -> None:
-    with pytest.raises(UserError, match="sparse"):
+    with pytest.raises(UserError, match="`sparse`"):
         get_kernels("spars")  # pyright: ignore[reportArgumentType]

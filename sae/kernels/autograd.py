@@ -1,0 +1,71 @@
+"""Gradients of sparse encoding and decoding, over the three sums that a backend provides."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae.kernels.codes import Support
+
+if TYPE_CHECKING:
+    from sae.kernels.dispatch import Kernels
+
+
+class EncodeAt(torch.autograd.Function):
+    """pre[b, i] = (x_b − b_dec) · W[i] + b_enc[i] on a support; `pre_N` where it is known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BD: Tensor,
+        b_dec_D: Tensor,
+        W_FD: Tensor,
+        b_F: Tensor,
+        support: Support,
+        kernels: "Kernels",
+        pre_N: Tensor | None,
+    ) -> Tensor:
+        centred_BD = x_BD - b_dec_D
+        ctx.save_for_backward(centred_BD, W_FD)
+        ctx.support, ctx.kernels = support, kernels
+        if pre_N is not None:
+            return pre_N
+        return kernels.gathered_dots(centred_BD, W_FD, support) + b_F[support.indices_N]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_N = grads[0].contiguous()
+        centred_BD, W_FD = ctx.saved_tensors
+        support, kernels = ctx.support, ctx.kernels
+        wants_x, wants_b_dec, wants_W, wants_b = ctx.needs_input_grad[:4]
+        grad_x = kernels.rows_sum(grad_N, W_FD, support) if wants_x else None
+        grad_W = kernels.latents_sum(grad_N, centred_BD, support) if wants_W else None
+        grad_b = grad_b_dec = None
+        if wants_b or wants_b_dec:
+            grad_b = grad_N.new_zeros(support.width).index_add_(0, support.indices_N, grad_N)
+        if wants_b_dec:
+            # −Σ_b ∂/∂x_b needs no row of its own: the per-latent sums are already there.
+            grad_b_dec = -(grad_b @ W_FD)
+        return grad_x, grad_b_dec, grad_W, grad_b, None, None, None
+
+
+class Decode(torch.autograd.Function):
+    """x̂_b = Σ_i acts[b, i] · W[i] on a support."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, acts_N: Tensor, W_FD: Tensor, support: Support, kernels: "Kernels"
+    ) -> Tensor:
+        ctx.save_for_backward(acts_N, W_FD)
+        ctx.support, ctx.kernels = support, kernels
+        return kernels.rows_sum(acts_N, W_FD, support)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_BD = grads[0].contiguous()
+        acts_N, W_FD = ctx.saved_tensors
+        support, kernels = ctx.support, ctx.kernels
+        wants_acts, wants_W = ctx.needs_input_grad[:2]
+        grad_acts = kernels.gathered_dots(grad_BD, W_FD, support) if wants_acts else None
+        grad_W = kernels.latents_sum(acts_N, grad_BD, support) if wants_W else None
+        return grad_acts, grad_W, None, None

@@ -1,0 +1,136 @@
+"""CPU backend: Numba loops over the active entries, float32 and float64.
+
+Decoding is a weighted sum of decoder rows per token; both weight gradients are the same thing
+seen from the latents, over one latent-major order that is sorted once. No (N, D) tensor and no
+(B, F) tensor is built, and every value that goes on is computed in the weights' own precision.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.kernels import loops, sparse
+from sae.kernels.codes import Support
+from sae.kernels.parallel import even_cuts, for_ranges
+
+CHUNK_VALUES = 1 << 25  # values of the dense (rows, F) scores that exist at a time
+MIN_CHUNK_ROWS = 256  # fewer, and packing W costs more than multiplying by it
+SLACK = 8  # runners-up of a low-precision product that are scored again
+
+
+def row_topk(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `reference.row_topk`; candidates come from a product in `dtype`."""
+    if W_FD.dtype is not torch.float32:  # float64 is for tests of gradients
+        return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)
+    dtype = dtype or W_FD.dtype
+    candidates = k if dtype is W_FD.dtype else min(k + SLACK, len(W_FD))
+    W_low, b_low, x_low = W_FD.to(dtype), b_F.to(dtype), x_BD.to(dtype)
+    index_BK = torch.empty(len(x_BD), k, dtype=torch.int64)
+    pre_BK = torch.empty(len(x_BD), k)
+    x, W, b = _numpy(x_BD), _numpy(W_FD), _numpy(b_F)
+    rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // len(W_FD))
+    for first in range(0, len(x_BD), rows):
+        part = slice(first, first + rows)
+        scores = torch.addmm(b_low, x_low[part], W_low.T)
+        bits = _numpy(scores.view(torch.int16 if scores.itemsize == 2 else torch.int32))
+        x_part, index, pre = x[part], _numpy(index_BK[part]), _numpy(pre_BK[part])
+        for_ranges(
+            len(bits),
+            lambda start, stop, bits=bits, x_part=x_part, index=index, pre=pre: loops.select_rows(
+                bits, x_part, W, b, candidates, start, stop, index, pre
+            ),
+        )
+    return index_BK, pre_BK
+
+
+def gathered_dots(x_BD: Tensor, W_FD: Tensor, support: Support) -> Tensor:
+    """(N,): x_b · W[i] for each entry (b, i) of the support."""
+    out_N = x_BD.new_empty(len(support.indices_N))
+    x, W, offsets = _numpy(x_BD), _numpy(W_FD), _numpy(support.offsets_B1)
+    indices, out = _numpy(support.indices_N), _numpy(out_N)
+    for_ranges(
+        support.rows,
+        lambda start, stop: loops.gathered_dots(x, W, offsets, indices, start, stop, out),
+        even_cuts(offsets),
+    )
+    return out_N
+
+
+def rows_sum(acts_N: Tensor, W_FD: Tensor, support: Support) -> Tensor:
+    """(B, D): for each row, the sum of its latents' W rows times their activations."""
+    order = np.arange(len(support.indices_N))
+    return _weighted_sums(acts_N, order, support.indices_N, W_FD, support.offsets_B1)
+
+
+def latents_sum(values_N: Tensor, x_BD: Tensor, support: Support) -> Tensor:
+    """(F, D): for each latent, the sum of its tokens' x rows times their values."""
+    order_N, row_N, offsets_F1 = _latent_major(support)
+    return _weighted_sums(values_N, _numpy(order_N), row_N, x_BD, offsets_F1)
+
+
+def adam_rows(
+    W: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    step_size: float,
+    root_correction: float,
+    eps: float,
+    unit: bool,
+) -> None:
+    """As `reference.adam_rows`, in one pass over memory."""
+    views = [t.detach().view(-1, t.shape[-1]).numpy() for t in (W, grad, m, v)]
+    for_ranges(
+        len(views[0]),
+        lambda start, stop: loops.adam_rows(
+            *views, scale, step_size, root_correction, eps, unit, start, stop
+        ),
+    )
+
+
+def tangent_square(grad_FD: Tensor, W_FD: Tensor) -> float:
+    """As `reference.tangent_square`."""
+    grad, W = _numpy(grad_FD), _numpy(W_FD)
+    sums: list[float] = []
+    for_ranges(len(W), lambda start, stop: sums.append(loops.tangent_square(grad, W, start, stop)))
+    return sum(sorted(sums))  # the same sum, whichever thread was first
+
+
+def _weighted_sums(
+    values_N: Tensor, order: np.ndarray, rows_N: Tensor, table: Tensor, offsets: Tensor
+) -> Tensor:
+    out = table.new_empty(len(offsets) - 1, table.shape[1])
+    values, rows, bounds = _numpy(values_N), _numpy(rows_N), _numpy(offsets)
+    source, target = _numpy(table), _numpy(out)
+    for_ranges(
+        len(out),
+        lambda start, stop: loops.weighted_sums(
+            values, order, rows, source, bounds, start, stop, target
+        ),
+        even_cuts(bounds),
+    )
+    return out
+
+
+def _latent_major(support: Support) -> tuple[Tensor, Tensor, Tensor]:
+    """`Support.latent_major`, by a counting sort; kept where the property keeps its own."""
+    kept = vars(support)
+    if "latent_major" not in kept:
+        order_N, row_N = torch.empty_like(support.indices_N), torch.empty_like(support.indices_N)
+        offsets_F1 = torch.empty(support.width + 1, dtype=torch.int64)
+        loops.sort_by_latent(
+            *(
+                _numpy(t)
+                for t in (support.indices_N, support.offsets_B1, order_N, row_N, offsets_F1)
+            )
+        )
+        kept["latent_major"] = order_N, row_N, offsets_F1
+    return kept["latent_major"]
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()

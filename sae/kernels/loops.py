@@ -1,0 +1,221 @@
+"""The inner loops of the CPU backend, compiled by Numba at first use and cached on disk.
+
+Each loop works on a range of rows (or latents) given by `start, stop`, releases the GIL, and
+touches no memory outside its own part of the output, so that `cpu.py` may run ranges at once.
+Sums are reassociated for SIMD; nothing else of IEEE arithmetic is given up, so a NaN stays one.
+"""
+
+import numpy as np
+from numba import njit
+
+FAST = {"reassoc", "contract", "nsz"}
+
+
+@njit(nogil=True, cache=True)
+def _count_at_least(values, n, bound):
+    count = np.int32(0)
+    for i in range(n):
+        count += np.int32(values[i] >= bound)
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _kth_largest(keys, n, k, low, high):
+    """The k-th largest of keys[:n], by bisection on its value: no branch depends on the data."""
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        if _count_at_least(keys, n, keys.dtype.type(middle)) >= k:
+            low = middle
+        else:
+            high = middle - 1
+    return keys.dtype.type(low)
+
+
+@njit(nogil=True, cache=True)
+def _largest(keys_F, count, group_max, found, found_keys, low, high, out):
+    """Writes the positions of the `count` largest keys, in ascending order, to `out`.
+
+    Keys are dealt out to groups like cards. The count-th largest of the groups' maxima bounds
+    the count-th largest key from below, so only groups that reach it are looked into.
+    """
+    width, groups = len(keys_F), len(group_max)
+    for g in range(groups):
+        group_max[g] = keys_F[g]
+    whole = width // groups * groups
+    for base in range(groups, whole, groups):
+        dealt = keys_F[base : base + groups]  # a slice: LLVM vectorises no offset arithmetic here
+        for g in range(groups):
+            key, best = dealt[g], group_max[g]
+            group_max[g] = key if key > best else best
+    for i in range(whole, width):
+        group_max[i - whole] = max(group_max[i - whole], keys_F[i])
+    bound = _kth_largest(group_max, groups, count, low, high)
+    n = 0
+    for g in range(groups):
+        if group_max[g] >= bound:
+            for i in range(g, width, groups):
+                if keys_F[i] >= bound:
+                    found[n] = i
+                    found_keys[n] = keys_F[i]
+                    n += 1
+    bound = _kth_largest(found_keys, n, count, np.int64(bound), high)
+    above = 0
+    for i in range(n):
+        above += found_keys[i] > bound
+    ties = count - above
+    m = 0
+    for i in range(n):
+        tie = found_keys[i] == bound
+        if found_keys[i] > bound or (tie and ties > 0):
+            ties -= tie
+            out[m] = found[i]
+            m += 1
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _dot(a_D, b_D):
+    total = a_D.dtype.type(0)
+    for d in range(len(a_D)):
+        total += a_D[d] * b_D[d]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre_RK):
+    """The K latents of largest x·W + b of rows [start, stop), and these values.
+
+    `bits_RF` are the bits of floating-point scores, as signed integers of their size: the best
+    `candidates` of them are scored again in the precision of W, and the K best of those stay.
+    """
+    width, k = bits_RF.shape[1], index_RK.shape[1]
+    largest = np.iinfo(bits_RF.dtype).max
+    low, high = np.int64(-largest - 1), np.int64(largest)
+    groups = min(width, max(2 * candidates, int(np.sqrt(candidates * width)) // 64 * 64))
+    keys = np.empty(width, bits_RF.dtype)
+    group_max = np.empty(groups, bits_RF.dtype)
+    found, found_keys = np.empty(width, np.int32), np.empty(width, bits_RF.dtype)
+    chosen = np.empty(candidates, np.int64)
+    scores = np.empty(candidates, W_FD.dtype)
+    for r in range(start, stop):
+        for i in range(width):  # order of signed integers = order of the floats
+            bits = bits_RF[r, i]
+            keys[i] = bits ^ largest if bits < 0 else bits
+        _largest(keys, candidates, group_max, found, found_keys, low, high, chosen)
+        for c in range(candidates):
+            scores[c] = _dot(x_RD[r], W_FD[chosen[c]]) + b_F[chosen[c]]
+        left = candidates
+        while left > k:  # drop the least; few are in excess
+            least = 0
+            for c in range(1, left):
+                if scores[c] < scores[least]:
+                    least = c
+            left -= 1
+            for c in range(least, left):
+                scores[c] = scores[c + 1]
+                chosen[c] = chosen[c + 1]
+        for c in range(k):
+            index_RK[r, c] = chosen[c]
+            pre_RK[r, c] = scores[c]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def gathered_dots(x_BD, W_FD, offsets, indices_N, start, stop, out_N):
+    """out[n] = x[b] · W[indices[n]] for the entries n of rows b in [start, stop)."""
+    for b in range(start, stop):
+        for n in range(offsets[b], offsets[b + 1]):
+            out_N[n] = _dot(x_BD[b], W_FD[indices_N[n]])
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def weighted_sums(values_N, order_N, rows_N, table, offsets, start, stop, out):
+    """out[s] = Σ values[order[n]] * table[rows[n]] over the entries n of segment s.
+
+    Four table rows at a time, so that the sum is read and written a quarter as often.
+    """
+    for s in range(start, stop):
+        n, end = offsets[s], offsets[s + 1]
+        total = out[s]
+        total[:] = 0
+        while n + 4 <= end:
+            v0, v1 = values_N[order_N[n]], values_N[order_N[n + 1]]
+            v2, v3 = values_N[order_N[n + 2]], values_N[order_N[n + 3]]
+            t0, t1, t2, t3 = (
+                table[rows_N[n]],
+                table[rows_N[n + 1]],
+                table[rows_N[n + 2]],
+                table[rows_N[n + 3]],
+            )
+            for d in range(len(total)):
+                total[d] += v0 * t0[d] + v1 * t1[d] + v2 * t2[d] + v3 * t3[d]
+            n += 4
+        while n < end:
+            v, t = values_N[order_N[n]], table[rows_N[n]]
+            for d in range(len(total)):
+                total[d] += v * t[d]
+            n += 1
+
+
+@njit(nogil=True, cache=True)
+def sort_by_latent(indices_N, offsets_B1, order_N, row_N, offsets_F1):
+    """Counting sort of the entries by latent, rows ascending within one."""
+    offsets_F1[:] = 0
+    for n in range(len(indices_N)):
+        offsets_F1[indices_N[n] + 1] += 1
+    for f in range(len(offsets_F1) - 1):
+        offsets_F1[f + 1] += offsets_F1[f]
+    place = offsets_F1[:-1].copy()
+    for b in range(len(offsets_B1) - 1):
+        for n in range(offsets_B1[b], offsets_B1[b + 1]):
+            latent = indices_N[n]
+            order_N[place[latent]] = n
+            row_N[place[latent]] = b
+            place[latent] += 1
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def tangent_square(grad_FD, W_FD, start, stop):
+    """Σ over rows of ‖g − (g·w) w‖² = ‖g‖² − (g·w)², for rows w of unit norm."""
+    total = 0.0
+    for f in range(start, stop):
+        g, w = grad_FD[f], W_FD[f]
+        square = g.dtype.type(0)
+        along = g.dtype.type(0)
+        for d in range(len(g)):
+            square += g[d] * g[d]
+            along += g[d] * w[d]
+        total += max(0.0, float(square) - float(along) * float(along))
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def adam_rows(W_FD, grad_FD, m_FD, v_FD, scale, step_size, root_correction, eps, unit, start, stop):
+    """Adam with beta 0.9 and 0.999 on rows of W; `unit` rows stay on the unit sphere.
+
+    For these the gradient loses its radial part before, and the row is renormalised after.
+    `scale` multiplies the gradient (clipping); `step_size` is rate / (1 − beta1^t);
+    `root_correction` is 1 / sqrt(1 − beta2^t).
+    """
+    real = W_FD.dtype.type
+    one_b1, one_b2 = real(0.1), real(0.001)
+    b1, b2 = real(0.9), real(0.999)
+    size, root, eps_r, factor = real(step_size), real(root_correction), real(eps), real(scale)
+    for f in range(start, stop):
+        w, g, m, v = W_FD[f], grad_FD[f], m_FD[f], v_FD[f]
+        along = real(0)
+        if unit:
+            for d in range(len(w)):
+                along += g[d] * w[d]
+        square = real(0)
+        for d in range(len(w)):
+            gd = (g[d] - along * w[d]) * factor
+            md = b1 * m[d] + one_b1 * gd
+            vd = b2 * v[d] + one_b2 * gd * gd
+            m[d] = md
+            v[d] = vd
+            wd = w[d] - size * md / (np.sqrt(vd) * root + eps_r)
+            w[d] = wd
+            square += wd * wd
+        if unit and square > 0:
+            inverse = real(1) / np.sqrt(square)
+            for d in range(len(w)):
+                w[d] *= inverse

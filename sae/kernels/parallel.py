@@ -1,0 +1,49 @@
+"""Runs a loop that releases the GIL over ranges of its rows, on as many threads as torch uses."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+RANGES_PER_THREAD = 4  # so that a thread that the system holds up does not hold up all
+
+
+def for_ranges(rows: int, body: Callable[[int, int], object], bounds: Sequence[int] = ()) -> None:
+    """Calls body(start, stop) for ranges that cover 0..rows, several at a time.
+
+    `bounds` cuts the rows where work is uneven; by default all ranges are of equal length.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or rows < threads:
+        body(0, rows)
+        return
+    cuts = bounds or np.linspace(0, rows, RANGES_PER_THREAD * threads + 1, dtype=np.int64).tolist()
+    ranges = iter(list(pairwise(cuts)))
+
+    def work() -> None:
+        for start, stop in ranges:  # one iterator for all threads: each takes the next range
+            if stop > start:
+                body(start, stop)
+
+    others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+def even_cuts(offsets: np.ndarray) -> list[int]:
+    """Cuts of the segments of `offsets` (S + 1,) into ranges with about the same entries."""
+    count = RANGES_PER_THREAD * torch.get_num_threads()
+    wanted = np.linspace(0, offsets[-1], count + 1)[1:-1]
+    inner = np.searchsorted(offsets, wanted, side="left")
+    return [0, *inner.tolist(), len(offsets) - 1]
+
+
+@cache
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """One pool for each process: threads do not survive a fork."""
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="kernels")
