@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BROWSE ?= 1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint peers bench-harvest gallery screenshots clean
+.PHONY: demo test lint peers peer-sae-lens bench bench-quality bench-harvest gallery screenshots clean
 
 demo: $(VENV)/installed
 ifeq ($(BROWSE),0)
@@ -30,17 +30,31 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# SAELens lives in an environment of its own: tests and benchmarks compare with it.
+# The peers that benchmarks (and one test) compare with, each in an environment of its own.
+# torchvision comes with dictionary-learning, in a build that torch's CPU build does not load.
 PEERS := .venv-peers
-peers: $(PEERS)/installed
-$(PEERS)/installed:
-	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 sae-lens==6.54.12
+PEER_sae_lens := sae-lens==6.54.12
+PEER_sparsify := eai-sparsify==1.3.3
+PEER_dictionary_learning := dictionary-learning==0.1.0
+peers: $(PEERS)/sae_lens/installed $(PEERS)/sparsify/installed $(PEERS)/dictionary_learning/installed
+peer-sae-lens: $(PEERS)/sae_lens/installed
+$(PEERS)/%/installed:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0 $(PEER_$*)
+	$(if $(filter dictionary_learning,$*),$(@D)/bin/python -m pip uninstall --quiet --yes torchvision)
 	touch $@
 
-bench-harvest: $(VENV)/installed peers
-	$(BIN)/python -m benchmarks.harvest --peers $(PEERS)/bin/python
+# Side by side with the peers; options in BENCH_ARGS, as `make bench BENCH_ARGS=--quick`.
+BENCH_ARGS ?=
+bench: $(VENV)/installed peers
+	$(BIN)/python -m benchmarks.train_step $(BENCH_ARGS)
+
+bench-quality: $(VENV)/installed peers
+	$(BIN)/python -m benchmarks.quality $(BENCH_ARGS)
+
+bench-harvest: $(VENV)/installed peer-sae-lens
+	$(BIN)/python -m benchmarks.harvest --peers $(PEERS) $(BENCH_ARGS)
 
 # The pages of docs/ that are made by a command.
 gallery: $(VENV)/installed

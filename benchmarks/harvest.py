@@ -1,26 +1,33 @@
 """Harvest throughput against the bare early-exit forward, and against SAELens's caching.
 
-    python -m benchmarks.harvest [--peers PYTHON] [--shapes pocket,gpt2-small] [--rounds 5]
+    python -m benchmarks.harvest [--peers .venv-peers] [--shapes pocket,gpt2-small] [--rounds 5]
 
 Every round runs all systems once, in turn; medians of the rounds are compared, so that a noisy
-machine is noisy for all. Weights of GPT-2 small's shape are random: speed does not depend on them.
+machine is noisy for all. Loupe reads two sites in one pass; SAELens caches one at a time, in
+float32, so Loupe does that as well. Both stop the model behind the last site, and take the harvest
+stage's default of sequences per forward. SAELens is given fewer tokens and compared by its rate; it
+is started, and warmed up with one forward, before the first round.
+Weights of GPT-2 small's shape are random: speed does not depend on them.
 """
 
 import argparse
 import json
-import platform
+import os
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.machine import machine, occasion
+from pipelines.config import HarvestConfig
 from pipelines.harvest import harvest_shards
 from sae.base.files import write_json
 from sae.lm import LanguageModel, load_lm
@@ -28,10 +35,22 @@ from sae.lm.assets import pocket_folder
 from sae.store import DocumentTable, StoreSpec, StoreWriter
 
 PEER = Path(__file__).parent / "peers" / "sae_lens_cache.py"
+BATCH = HarvestConfig().batch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sites, and how many sequences of how many tokens Loupe and SAELens are given."""
+
+    sites: tuple[str, ...]
+    length: int
+    sequences: int
+    sae_lens_sequences: int
+
+
 SHAPES = {
-    # name: (sites, sequences, tokens per sequence, sequences per forward)
-    "pocket": (["blocks.2.hook_resid_post", "blocks.3.hook_resid_mid"], 1024, 256, 32),
-    "gpt2-small": (["blocks.7.hook_resid_post", "blocks.8.hook_resid_pre"], 96, 128, 32),
+    "pocket": Shape(("blocks.2.hook_resid_post", "blocks.3.hook_resid_mid"), 256, 512, 64),
+    "gpt2-small": Shape(("blocks.7.hook_resid_post", "blocks.8.hook_resid_pre"), 128, 64, 16),
 }
 
 
@@ -72,14 +91,39 @@ def harvest(lm: LanguageModel, tokens: np.ndarray, sites: list[str], batch: int,
         writer.finish()
 
 
-def sae_lens_seconds(python: str, folder: Path, tokens: np.ndarray, site: str, work: Path) -> float:
-    """Seconds of SAELens's own activation caching, model loading left out."""
-    np.save(work / "tokens.npy", tokens)
-    out = work / "sae-lens"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [python, str(PEER), str(folder), str(work / "tokens.npy"), site, str(out)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+class SaeLens:
+    """SAELens's caching of one site in a process of its own, loaded and warm."""
+
+    def __init__(self, peers: Path, folder: Path, tokens: np.ndarray, site: str, work: Path):
+        np.save(work / "tokens.npy", tokens)
+        python, self.tokens = str(peers / "sae_lens" / "bin" / "python"), tokens.size
+        options = [str(folder), str(work / "tokens.npy"), site, str(BATCH), str(work / "sae-lens")]
+        self.process = subprocess.Popen(
+            [python, str(PEER), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=dict(os.environ, HF_HUB_OFFLINE="1"),
+        )
+        self.start = self._read()["start_seconds"]
+
+    def seconds(self) -> float:
+        if self.process.stdin is None:
+            raise RuntimeError("SAELens's process has no way in")
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return float(self._read()["seconds"])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            raise SystemExit(f"SAELens failed; run {' '.join(map(str, self.process.args))}")  # pyright: ignore
+        return json.loads(line)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -90,52 +134,66 @@ def timed(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Harvest throughput.")
-    parser.add_argument("--peers", help="Python of an environment with sae-lens")
+    parser.add_argument("--peers", type=Path, help="folder of `make peers`; default: no SAELens")
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     given = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        for shape in given.shapes.split(","):
-            rows += measure(shape, Path(name), given.rounds, given.peers)
-    for row in rows:
-        print(
-            f"{row['case']:<12} {row['system']:<28} {row['tokens_per_s']:>10,.0f} tokens/s"
-            f"  {row['of_bare']:.2f} of the bare forward"
-        )
+    for shape in given.shapes.split(","):
+        with tempfile.TemporaryDirectory() as name:
+            found = measure(shape, Path(name), given.rounds, given.peers)
+        for row in found:
+            print(
+                f"{row['case']:<12} {row['system']:<34} {row['tokens_per_s']:>10,.0f} tokens/s"
+                f"  {row['of_bare']:.2f} of the bare forward",
+                flush=True,
+            )
+        rows += found
     if given.out:
-        write_json(given.out, {"machine": platform.processor(), "rows": rows})
+        write_json(given.out, {"machine": machine(), **occasion(), "rows": rows})
 
 
-def measure(shape: str, work: Path, rounds: int, peers: str | None) -> list[dict]:
-    """Rows of one shape. SAELens computes in float32, its default; so each dtype has a row."""
-    sites, sequences, length, batch = SHAPES[shape]
-    folder = model_folder(shape, work)
-    tokens = np.random.default_rng(0).integers(1, 8000, (sequences, length)).astype(np.uint16)
+def measure(name: str, work: Path, rounds: int, peers: Path | None) -> list[dict]:
+    """Rows of one shape, each against the bare forward of the same sites and dtype."""
+    shape = SHAPES[name]
+    sites = list(shape.sites)
+    folder = model_folder(name, work)
+    size = (shape.sequences, shape.length)
+    tokens = np.random.default_rng(0).integers(1, 8000, size).astype(np.uint16)
     default = str(load_lm(str(folder)).dtype).removeprefix("torch.")
     models = {d: load_lm(str(folder), dtype=d) for d in dict.fromkeys([default, "float32"])}
-    seconds: dict[tuple[str, str], list[float]] = {}
+    few = tokens[: shape.sae_lens_sequences]
+    peer = SaeLens(peers, folder, few, sites[0], work) if peers else None
+    rates: dict[tuple[str, str], list[float]] = {}
     for lm in models.values():  # warm up
-        bare_forward(lm, tokens[:batch], sites, batch)
+        harvest(lm, tokens[: 2 * BATCH], sites, BATCH, work / "store.zarr")
+    passes = [
+        *((dtype, "two sites", sites) for dtype in models),
+        ("float32", "one site", sites[:1]),
+    ]
+    out = work / "store.zarr"
     for _ in range(rounds):
-        for dtype, lm in models.items():
-            bare = timed(lambda lm=lm: bare_forward(lm, tokens, sites, batch))
-            whole = timed(lambda lm=lm: harvest(lm, tokens, sites, batch, work / "store.zarr"))
-            seconds.setdefault(("bare forward", dtype), []).append(bare)
-            seconds.setdefault(("loupe", dtype), []).append(whole)
-        if peers:
-            found = sae_lens_seconds(peers, folder, tokens, sites[0], work)
-            seconds.setdefault(("sae_lens, one site", "float32"), []).append(found)
+        for dtype, what, some in passes:
+            lm = models[dtype]
+            bare = timed(lambda lm=lm, some=some: bare_forward(lm, tokens, some, BATCH))
+            whole = timed(lambda lm=lm, some=some: harvest(lm, tokens, some, BATCH, out))
+            rates.setdefault(("bare forward", f"{what}, {dtype}"), []).append(tokens.size / bare)
+            rates.setdefault(("loupe", f"{what}, {dtype}"), []).append(tokens.size / whole)
+        if peer:
+            rate = peer.tokens / peer.seconds()
+            rates.setdefault(("sae_lens", "one site, float32"), []).append(rate)
+    if peer:
+        peer.close()
     return [
         {
-            "case": shape,
-            "system": f"{system} {dtype}",
-            "seconds": statistics.median(times),
-            "tokens_per_s": tokens.size / statistics.median(times),
-            "of_bare": statistics.median(seconds["bare forward", dtype]) / statistics.median(times),
+            "case": name,
+            "system": f"{system}, {what}",
+            "tokens_per_s": statistics.median(found),
+            "of_bare": statistics.median(found) / statistics.median(rates["bare forward", what]),
+            "rounds": found,
         }
-        for (system, dtype), times in seconds.items()
+        for (system, what), found in rates.items()
     ]
 
 

@@ -12,6 +12,7 @@ FLOORS = [
     {"base"},
     {"lm", "corpus"},
     {"store"},
+    {"synthetic"},
     {"kernels"},
     {"coders"},
     {"training"},
@@ -68,7 +69,9 @@ def test_no_assert_outside_tests(path: Path) -> None:
     assert not [n.lineno for n in nodes if isinstance(n, ast.Assert)]
 
 
-@pytest.mark.parametrize("module", ["sae", "sae.features", "sae.io.hdf5", "pipelines.cli"])
+@pytest.mark.parametrize(
+    "module", ["sae", "sae.synthetic", "sae.features", "sae.io.hdf5", "pipelines.cli"]
+)
 def test_import_leaves_torch_out(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -22,13 +22,12 @@ def check_fit(coder: Coder, store: ActivationStore, lm: "LanguageModel") -> tupl
         ("reads", site, coder.d_in),
         ("predicts", target, coder.d_out),
     ):
-        width = store.width.get(name)
-        if width is None:
+        if name not in store.sites:
             raise UserError(
                 f"The coder {does} `{name}`, but the store at {store.path} has only "
                 f"{', '.join(store.sites)}; harvest that site." + nearest(name, store.sites)
             )
-        if width != expected:
+        if (width := store.width[name]) != expected:
             raise UserError(
                 f"The coder {does} activations of width {expected}, but `{name}` in the store at "
                 f"{store.path} has {width}: they are of different models; choose the coder that "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_json, sha256_file, write_json
@@ -53,7 +54,7 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
     options = {k: config[k] for k in kind.hyperparameters if k in config}
     coder = make_coder(architecture, int(config["d_in"]), int(config["d_sae"]), **options)
     try:
-        coder.load_saved(load_file(folder / WEIGHTS))
+        coder.load_saved(_norms_folded(load_file(folder / WEIGHTS), config))
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"The weights in {folder} cannot be read: {error}") from None
     coder.metadata = dict(config.get("metadata", {}))
@@ -93,6 +94,20 @@ def _config(coder: Coder) -> dict[str, Any]:
     }
 
 
+def _norms_folded(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """SAELens trains TopK by pre-activation times decoder norm: with the norms in the encoder and
+    unit decoder rows it is our TopK, exactly."""
+    if not config.get("rescale_acts_by_decoder_norm"):
+        return tensors
+    norm_F = tensors["W_dec"].norm(dim=1)
+    return {
+        **tensors,
+        "W_enc": tensors["W_enc"] * norm_F,
+        "b_enc": tensors["b_enc"] * norm_F,
+        "W_dec": tensors["W_dec"] / norm_F[:, None],
+    }
+
+
 def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path, kind: type[Coder]) -> None:
     """Settings that would make plain decoding silently wrong are an error, not a warning."""
     expected = {"apply_b_dec_to_input": kind.centres_input, "normalize_activations": "none"}
@@ -101,10 +116,6 @@ def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path, kind: typ
             raise UserError(
                 f"{folder} was saved with {key}={config[key]!r}; Loupe reads {key}={value!r} only."
             )
-    if config.get("rescale_acts_by_decoder_norm"):
-        raise UserError(
-            f"{folder} was saved with rescale_acts_by_decoder_norm; fold the decoder norms first."
-        )
     loading = config.get("metadata", {}).get("model_from_pretrained_kwargs") or {}
     if loading.get("center_writing_weights"):
         raise UserError(

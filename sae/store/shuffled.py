@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -11,7 +12,20 @@ from sae.base.errors import UserError
 from sae.store.order import BatchOrder
 from sae.store.reader import ActivationStore
 
-Batch = dict[str, np.ndarray]  # site -> (B, D) float16
+Batch = dict[str, np.ndarray]  # site -> (B, D), float16 from a store
+
+
+class BatchSource(Protocol):
+    """What a training reads: a `ShuffledReader`, or a `sae.synthetic.SyntheticStream`."""
+
+    waited: float  # seconds that the consumer stood waiting
+
+    @property
+    def batch(self) -> int: ...
+
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
+        """Batches from number `start` on, without end."""
+        ...
 
 
 class ShuffledReader:
@@ -48,6 +62,10 @@ class ShuffledReader:
                 "harvest more tokens or take a smaller `batch`."
             )
         self.waited = 0.0
+
+    @property
+    def batch(self) -> int:
+        return self.order.batch
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches from number `start` on, without end."""

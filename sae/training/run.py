@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.store import ShuffledReader
+from sae.store import BatchSource
 from sae.training.checkpoint import load_checkpoint, save_checkpoint
 from sae.training.log import TrainingLog
 from sae.training.trainer import CoderTrainer, StepLog
@@ -20,7 +20,7 @@ OnLog = Callable[[int, dict[str, Record]], None]
 
 def train(
     trainers: Sequence[CoderTrainer],
-    reader: ShuffledReader,
+    reader: BatchSource,
     folder: Path,
     steps: int,
     *,
@@ -80,13 +80,13 @@ def step_all(
 class _Clock:
     """Time and tokens of one call of `train`, which began behind step `start`."""
 
-    reader: ShuffledReader
+    reader: BatchSource
     start: int
     began: float = field(default_factory=time.perf_counter)
 
     def record(self, step: int) -> Record:
         """What the records of all coders share."""
-        batch, seconds = self.reader.order.batch, time.perf_counter() - self.began
+        batch, seconds = self.reader.batch, time.perf_counter() - self.began
         return {
             "step": step,
             "tokens": step * batch,
@@ -99,6 +99,6 @@ class _Clock:
         return {
             "steps": done,
             "seconds": seconds,
-            "tokens": done * self.reader.order.batch,
+            "tokens": done * self.reader.batch,
             "waited_share": self.reader.waited / seconds if done else 0.0,
         }

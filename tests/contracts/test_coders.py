@@ -171,7 +171,6 @@ def test_mistakes_get_a_sentence(make, message: str) -> None:
     ("key", "value", "message"),
     [
         ("normalize_activations", "layer_norm", "normalize_activations"),
-        ("rescale_acts_by_decoder_norm", True, "fold"),
         ("architecture", "temporal", "temporal"),
     ],
 )

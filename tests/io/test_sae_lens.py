@@ -1,6 +1,6 @@
 """SAELens's own `SAE.load_from_disk` opens our coder folders and computes the same.
 
-It lives in an environment of its own (`make peers`), named by LOUPE_PEERS.
+It lives in an environment of its own (`make peer-sae-lens`), below the folder LOUPE_PEERS.
 """
 
 import os
@@ -35,10 +35,10 @@ TIE = 1e-6  # relative gap between the k-th and the next value below which a cho
 
 @pytest.fixture(scope="module")
 def peers() -> str:
-    python = os.environ.get("LOUPE_PEERS", "")
-    if not python:
-        pytest.skip("set LOUPE_PEERS to the Python of an environment with sae-lens (`make peers`)")
-    return python
+    folder = os.environ.get("LOUPE_PEERS", "")
+    if not folder:
+        pytest.skip("set LOUPE_PEERS to the folder .venv-peers that `make peer-sae-lens` fills")
+    return str(Path(folder).absolute() / "sae_lens" / "bin" / "python")
 
 
 def compare(peers: str, folder: Path, x_BD: torch.Tensor, work: Path) -> tuple[int, float]:

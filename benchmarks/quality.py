@@ -1,0 +1,213 @@
+"""Quality at equal tokens, and time to equal quality, against the peers (`make bench-quality`).
+
+    python -m benchmarks.quality [--shape pocket|gpt2-small] [--tokens N] [--seeds 0,1,2]
+                                 [--multiples 1,3,10] [--folder runs/quality-pocket]
+
+One activation store of the embedded corpus; every system trains a TopK coder of the same width
+and k on the same rows in the same order, in its own environment, with AuxK on and the same dead
+window. Each peer's learning rate is its own default times the best of `--multiples` (seed 0, full
+budget); Loupe keeps its default. All coders are converted to Loupe's format and scored by
+`sae.metrics` on held-out documents.
+
+1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
+   the bootstrap intervals of all of them.
+2. Time to quality: Loupe trains with 1/16, 1/8, ... of the budget, a schedule of its own each,
+   until its held-out FVU is at most sparsify's after the whole budget; the training times of the
+   two are compared, seed by seed.
+
+Every training is kept in the folder, so the command can be cut short and given again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harvest import model_folder
+from benchmarks.machine import ROOT, machine, occasion
+from benchmarks.quality_runs import SYSTEMS, Bench, Sizes
+from sae.base.files import read_json, write_json
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # The weights of GPT-2 small's shape are random: its FVU compares speeds, its ΔCE says little.
+    "pocket": {
+        "site": "blocks.2.hook_resid_post",
+        "tokens": 2_000_000,
+        "width": 4096,
+        "scored_tokens": 200_000,
+        "loss_tokens": 32_768,
+    },
+    "gpt2-small": {
+        "site": "blocks.8.hook_resid_pre",
+        "tokens": 400_000,
+        "width": 12_288,
+        "scored_tokens": 60_000,
+        "loss_tokens": 4_096,
+    },
+}
+RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
+SAE_LENS_RATE = 3e-4
+FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+
+
+def main() -> None:
+    given = parse()
+    console = Console()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    bench = open_bench(given)
+    bench.run("loupe", 0, 8 * bench.sizes.batch)  # compiles the kernels, once per installation
+    found = {"schema": 1, "machine": machine(), **occasion(), "shape": given.shape}
+    found |= {"sizes": vars(bench.sizes), "site": bench.site}
+    found["rates"] = rates = chosen_rates(bench, given.multiples, console)
+    runs: dict[str, list[dict[str, Any]]] = {s: [] for s in SYSTEMS}
+    for seed in given.seeds:
+        for system in SYSTEMS:
+            runs[system].append(bench.run(system, seed, rate=rates.get(system)))
+            console.log(one_line(runs[system][-1]))
+    found["equal_tokens"] = [summary(system, runs[system]) for system in SYSTEMS]
+    found["time_to_quality"] = [
+        time_to_quality(bench, seed, target, console)
+        for seed, target in zip(given.seeds, runs["sparsify"], strict=True)
+    ]
+    kept = read_json(given.out) if given.out.exists() else {}
+    write_json(given.out, {**kept, given.shape: found})
+    show(found, console)
+    console.print(f"Written to {given.out}.")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Quality of Loupe's coders and its peers'.")
+    parser.add_argument("--shape", default="pocket", choices=SHAPES)
+    parser.add_argument("--tokens", type=int, help="of every training, and of the store")
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--dead-after", type=int, help="tokens, for all; default: a tenth")
+    parser.add_argument("--scored-tokens", type=int)
+    parser.add_argument("--loss-tokens", type=int)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--multiples", default="1,3,10", help="of the peers' default learning rates"
+    )
+    parser.add_argument("--folder", type=Path, help="default: runs/quality-SHAPE")
+    parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"), help="Loupe's")
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="of `make peers`")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results_quality.json")
+    given = parser.parse_args()
+    for name, value in SHAPES[given.shape].items():
+        if getattr(given, name, None) is None:
+            setattr(given, name, value)
+    given.dead_after = given.dead_after or given.tokens // 10
+    given.folder = given.folder or ROOT / "runs" / f"quality-{given.shape}"
+    given.seeds = [int(seed) for seed in given.seeds.split(",")]
+    given.multiples = [float(multiple) for multiple in given.multiples.split(",")]
+    return given
+
+
+def open_bench(given: argparse.Namespace) -> Bench:
+    sizes = Sizes(
+        width=given.width,
+        k=given.k,
+        batch=given.batch,
+        tokens=given.tokens,
+        dead_after=given.dead_after,
+        scored_tokens=given.scored_tokens,
+        loss_tokens=given.loss_tokens,
+    )
+    pythons = {s: str(given.peers / s / "bin/python") for s in SYSTEMS if s != "loupe"}
+    pythons["loupe"] = given.python
+    model = str(model_folder(given.shape, given.folder))
+    return Bench(given.folder, model, given.site, sizes, pythons)
+
+
+def chosen_rates(bench: Bench, multiples: list[float], console: Console) -> dict[str, float]:
+    """For each peer, the rate whose coder has the lowest held-out FVU with seed 0."""
+    rule = (bench.sizes.width / 2**14) ** -0.5
+    defaults = {system: rate * rule for system, rate in RATES.items()}
+    defaults["sae_lens"] = SAE_LENS_RATE
+    best = {}
+    for system, default in defaults.items():
+        tried = {default * m: bench.run(system, 0, rate=default * m) for m in multiples}
+        best[system] = min(tried, key=lambda rate, t=tried: t[rate]["metrics"]["fvu"]["value"])
+        for rate, run in tried.items():
+            console.log(f"rate {rate:.2g}", one_line(run))
+    return best
+
+
+def summary(system: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds; `low` and `high` enclose the bootstrap intervals of all seeds."""
+    found: dict[str, Any] = {"system": system, "seeds": len(runs)}
+    for name in runs[0]["metrics"]:
+        entries = [run["metrics"][name] for run in runs]
+        found[name] = {
+            "value": sum(e["value"] for e in entries) / len(entries),
+            "low": min(e["low"] for e in entries),
+            "high": max(e["high"] for e in entries),
+            "tokens": entries[0]["tokens"],
+            "each": [e["value"] for e in entries],
+        }
+    found["seconds"] = [run["seconds"] for run in runs]
+    return found
+
+
+def time_to_quality(
+    bench: Bench, seed: int, target: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """The shortest of Loupe's trainings that is at least as good as `target`."""
+    wanted = target["metrics"]["fvu"]["value"]
+    tried = []
+    reached = None
+    for fraction in FRACTIONS:
+        tokens = None if fraction == 1 else int(bench.sizes.tokens * fraction)
+        run = bench.run("loupe", seed, tokens)
+        fvu = run["metrics"]["fvu"]["value"]
+        tried.append({"fraction": fraction, "fvu": fvu, "seconds": run["seconds"]})
+        console.log(f"1/{1 / fraction:.0f} of the tokens", one_line(run))
+        if fvu <= wanted:
+            reached = run["seconds"]
+            break
+    return {
+        "seed": seed,
+        "target_fvu": wanted,
+        "sparsify_seconds": target["seconds"],
+        "loupe_seconds": reached,
+        "ratio": None if reached is None else reached / target["seconds"],
+        "tried": tried,
+    }
+
+
+def one_line(run: dict[str, Any]) -> str:
+    scores = ", ".join(f"{name} {entry['value']:.4g}" for name, entry in run["metrics"].items())
+    return f"{run['system']} seed {run['spec']['seed']}: {run['seconds']:.0f} s, {scores}"
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{found['shape']}: equal tokens, equal L0 (means over seeds, intervals)")
+    for name in ("system", "FVU", "ΔCE", "L0", "dead", "seconds"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for row in found["equal_tokens"]:
+        fvu, loss, alive = row["fvu"], row["delta_ce"], row["alive"]
+        table.add_row(
+            row["system"],
+            f"{fvu['value']:.4f} [{fvu['low']:.4f}, {fvu['high']:.4f}]",
+            f"{loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}]",
+            f"{row['l0']['value']:.1f}",
+            f"{1 - alive['value']:.2%} of {alive['tokens']:,}",
+            f"{sum(row['seconds']) / len(row['seconds']):.0f}",
+        )
+    console.print(table)
+    table = Table(title="Time until Loupe is as good as sparsify after the whole budget")
+    for name in ("seed", "FVU to reach", "sparsify", "Loupe", "ratio"):
+        table.add_column(name, justify="right")
+    for row in found["time_to_quality"]:
+        ours = "not reached" if row["ratio"] is None else f"{row['loupe_seconds']:.1f} s"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        theirs = f"{row['sparsify_seconds']:.1f} s"
+        table.add_row(str(row["seed"]), f"{row['target_fvu']:.4f}", theirs, ours, ratio)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
