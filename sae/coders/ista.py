@@ -2,7 +2,7 @@
 
     minimise over f ≥ 0:   ‖x − b_dec − W_decᵀ f‖² + l1 · Σ f            (λ = l1 / 2 in the form
                                                                           ½‖·‖² + λ‖f‖₁)
-    f_0     = ReLU(W_enc (x − b_dec) + b_enc)
+    f_0     = η_0 ReLU(W_enc (x − b_dec) + b_enc)
     f_{t+1} = ReLU(g + η_t (W_dec (x − b_dec − W_decᵀ g) − l1 / 2)),
     g       = f_t + β_t (f_t − f_{t−1}),  β_t Nesterov's
 
@@ -10,7 +10,8 @@ Beck & Teboulle 2009, "A Fast Iterative Shrinkage-Thresholding Algorithm" (the a
 Gregor & LeCun 2010, "Learning Fast Approximations of Sparse Coding" (unrolled, with what is
 learned: here the first guess f_0 and the step sizes η_t). The problem is convex, so that with
 steps of 1 / ‖W_dec‖² or less the codes reach its optimum from any f_0; each step then closes a
-part of the gap between an amortised encoder and sparse coding.
+part of the gap between an amortised encoder and sparse coding. Before training f_0 is the first
+step from 0 (W_enc = W_dec, b_enc = −l1 / 2), and all sizes are 1 / ‖W_dec‖².
 """
 
 import math
@@ -47,20 +48,21 @@ class ISTA(Coder):
         check_weight("l1", l1)
         super().__init__(d_in, d_sae)
         self.steps, self.l1 = steps, l1
-        self.log_gain_T = nn.Parameter(torch.zeros(steps))  # of η_t ‖W_dec‖²
+        self.log_gain_T = nn.Parameter(torch.zeros(steps + 1))  # of η_t ‖W_dec‖²
         self.register_buffer("squared_norm", torch.tensor(1.0))
         self.register_buffer("direction_D", torch.zeros(d_in))
 
     def initialise(self, mean_D: Tensor, generator: torch.Generator) -> None:
         super().initialise(mean_D, generator)
         with torch.no_grad():
+            self.b_enc_F.fill_(-self.l1 / 2)
             self.log_gain_T.zero_()
             values_D, vectors_DD = torch.linalg.eigh(self.W_dec_FD.T @ self.W_dec_FD)
             self.squared_norm.copy_(values_D[-1])
             self.direction_D.copy_(vectors_DD[:, -1])
 
     def step_sizes(self) -> Tensor:
-        """η_t, one per step."""
+        """η_t: of the first guess, then of each step."""
         return self.log_gain_T.exp() / self.squared_norm
 
     def select(self, centred_BD: Tensor) -> Support:
@@ -113,9 +115,10 @@ class ISTA(Coder):
 
     def _unroll(self, centred_BD: Tensor) -> Tensor:
         """Dense codes (rows, F) of a chunk."""
-        acts_BF = torch.relu(torch.addmm(self.b_enc_F, centred_BD, self.W_enc_FD.T))
+        first, *sizes = self.step_sizes().unbind()
+        acts_BF = first * torch.relu(torch.addmm(self.b_enc_F, centred_BD, self.W_enc_FD.T))
         ahead_BF = acts_BF
-        for size, momentum in zip(self.step_sizes().unbind(), nesterov(self.steps), strict=True):
+        for size, momentum in zip(sizes, nesterov(self.steps), strict=True):
             left_BD = torch.addmm(centred_BD, ahead_BF, self.W_dec_FD, alpha=-1)
             gain_BF = left_BD @ self.W_dec_FD.T - self.l1 / 2
             new_BF = torch.relu(ahead_BF + size * gain_BF)
