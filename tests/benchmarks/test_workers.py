@@ -17,16 +17,22 @@ def make_pool(folder: Path, caps: Caps, systems: tuple[str, ...] = ("gemm_fp32",
     return Pool(dict.fromkeys(systems, sys.executable), SMALL, 0.0, caps, folder)
 
 
+def is_stopped(pid: int) -> bool:
+    """Within two seconds: a signal takes effect when the system next runs the process."""
+    for _ in range(40):
+        if Path(f"/proc/{pid}/stat").read_text().split()[2] == "T":
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_a_round_of_two_systems(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, Caps(), ("loupe", "gemm_bf16"))
     seconds = {name: [pool.step(name, 1)["seconds"]] for name in ("loupe", "gemm_bf16")}
-    states = [
-        Path(f"/proc/{worker.process.pid}/stat").read_text().split()[2]
-        for worker in pool.running.values()
-    ]
+    stopped = all(is_stopped(worker.process.pid) for worker in pool.running.values())
     pool.close()
-    assert states == ["T", "T"]  # stopped between turns
+    assert stopped  # between turns
     ours = row(SMALL, "loupe", seconds, pool, None)
     assert ours["case"] == "train_step d=32 F=64 K=4 B=16"
     assert ours["tokens_per_s"] == pytest.approx(16 / seconds["loupe"][0])
