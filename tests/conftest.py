@@ -1,8 +1,14 @@
 """Shared fixtures: a tiny GPT-2 on disk, a tiny store, and the option for files beside the repo."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Without a GPU, Triton's kernels are proven by its interpreter. Triton asks for this when it is
+# first imported, and torch may import it before any test does.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

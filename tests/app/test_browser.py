@@ -231,7 +231,7 @@ def test_an_example_opens_its_document(page: "Page", server: str, live_run: Path
     assert ids == [str(f) for f in also]
     dialog.locator(".bar-row").first.click()
     expect(dialog).to_have_count(0)
-    assert query(page)["feature"] == str(also[0])
+    page.wait_for_url(re.compile(rf"feature={also[0]}(&|$)"))  # set by the rerun after the click
 
 
 def test_neighbours_lead_on_and_links_open_anew(page: "Page", server: str) -> None:
