@@ -1,5 +1,6 @@
 """Right two thirds of the Feature page: contexts, and the document that one of them is from."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -29,33 +30,30 @@ def draw(here: data.Here, feature: int, row: data.Row) -> None:
     """The bar of choices and the examples; then the document, if one was clicked."""
     ranks = payload.Percentiles(here.index.slices(feature)[1])
     with st.container(horizontal=True, vertical_alignment="center"):
-        write_back = state.bound("tab", "top", state.one_of(list(KINDS)))
-        st.segmented_control(
-            "Examples",
-            list(KINDS),
-            key="tab",
-            format_func=KINDS.__getitem__,
-            on_change=write_back,
-            label_visibility="collapsed",
-            required=True,
-        )
+        _choice("tab", "Examples", KINDS, "top")
         st.space("stretch")
-        write_back = state.bound("context", "10", state.one_of(list(CONTEXTS)))
-        st.segmented_control(
-            "Context",
-            list(CONTEXTS),
-            key="context",
-            format_func=CONTEXTS.__getitem__,
-            on_change=write_back,
-            label_visibility="collapsed",
-            required=True,
-            help="Tokens on either side",
-        )
+        _choice("context", "Context", CONTEXTS, "10", help="Tokens on either side")
     kind = state.value("tab", "top", state.one_of(list(KINDS)))
     examples(here, feature, row, ranks, kind, choices(here, feature, kind))
     clicked = st.session_state.pop("clicked-row", None)
     if clicked is not None:
         document(here, feature, row, clicked)
+
+
+def _choice(
+    key: str, label: str, options: Mapping[str, str], default: str, help: str | None = None
+) -> None:
+    """Buttons of which one is always chosen; what they choose is `key` of the page's state."""
+    st.segmented_control(
+        label,
+        list(options),
+        key=key,
+        format_func=options.__getitem__,
+        on_change=state.bound(key, default, state.one_of(list(options))),
+        label_visibility="collapsed",
+        required=True,
+        help=help,
+    )
 
 
 def choices(here: data.Here, feature: int, kind: str) -> dict[str, Any]:

@@ -64,11 +64,10 @@ class Reading:
 @st.cache_resource(max_entries=2, show_spinner="Loading the model …")
 def _pair(model: str, folder: str, coder_hash: str) -> Pair:
     import sae.coders as coders
-    from sae.features.builder import weights_hash
     from sae.lm import load_lm
 
     coder = coders.load_coder(folder)
-    if coder_hash not in (coders.coder_hash(folder), weights_hash(coder)):
+    if coder_hash not in map(coders.coder_hash, (folder, coder)):
         raise UserError(
             f"The coder in {folder} is not the one that this index was made with; make the index "
             "again with `sae index`."
@@ -114,9 +113,11 @@ def _read(here: Here, folder: str, stamp: int, text: str) -> Reading:
     kept = [lm.bos_id, *text_ids][: lm.context]
     with pair.lock, torch.inference_mode():
         # One pass at a time: the model's hooks are its own, not a session's.
-        x_TD = lm.capture(torch.tensor([kept]), [site])[site][0, 1:].float()
+        target = coder.target_site or site
+        found = lm.capture(torch.tensor([kept]), list({site, target}))
+        x_TD, y_TD = (found[name][0, 1:].float() for name in (site, target))
         codes = coder.encode(x_TD)
-        missed_T = (x_TD - coder.decode(codes)).square().sum(1) / x_TD.square().sum(1)
+        missed_T = (y_TD - coder.decode(codes, x_TD)).square().sum(1) / y_TD.square().sum(1)
         acts_N, indices_N, offsets = (part.cpu().numpy() for part in codes.ragged())
     return Reading(
         token_ids=np.array(kept, np.int64),

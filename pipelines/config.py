@@ -4,12 +4,18 @@
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.recipes import RECIPES
 from sae.base.config import Section
+from sae.base.errors import UserError, nearest
 
+OPTIONS = (
+    "k", "l1", "l1_warmup", "target_l0", "l0_penalty", "bandwidth", "prefixes",
+    "steps", "max_iterations", "residual_threshold", "experts", "load_balance",
+)  # fmt: skip
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -54,28 +60,99 @@ class HarvestConfig(Section):
 
 
 class CoderConfig(Section):
+    """One coder. What is not given comes from its recipe, then from the architecture.
+
+    `options` are the hyperparameters of the architecture; one that it does not have is an error.
+    """
+
     name: str = Field(description="name of its folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    architecture: str = Field(default="topk", description="topk, batchtopk or relu")
+    recipe: str | None = Field(
+        default=None, description=f"published settings to start from: {', '.join(RECIPES)}"
+    )
+    architecture: str = Field(
+        default="topk",
+        description="topk, batchtopk, matryoshka, jumprelu, gated, relu, relu_unconstrained, ista, matching_pursuit, switch, transcoder, skip_transcoder, relu_transcoder, relu_skip_transcoder",
+    )
     site: str | None = Field(default=None, description="one of harvest.sites; default: the first")
+    target_site: str | None = Field(
+        default=None, description="what a transcoder predicts: another one of harvest.sites"
+    )
     width: Count | None = Field(
         default=None, description="number of latents F; default: expansion x D"
     )
     expansion: Count = Field(
         default=16, description="latents per dimension, where width is not given"
     )
-    k: Count | None = Field(default=None, description="active latents per token (topk, batchtopk)")
-    l1: float | None = Field(default=None, description="weight of the L1 penalty (relu)")
+    k: Count | None = Field(
+        default=None,
+        description="active latents per token (topk, batchtopk, matryoshka, switch, transcoder)",
+    )
+    l1: float | None = Field(
+        default=None,
+        description="weight of the L1 penalty (relu, relu_unconstrained, gated, relu_transcoder, ista)",
+    )
+    l1_warmup: Share | None = Field(
+        default=None, description="share of steps in which that weight rises (as l1)"
+    )
+    target_l0: float | None = Field(
+        default=None, description="active latents per token to steer to (jumprelu)"
+    )
+    l0_penalty: float | None = Field(
+        default=None, description="price of an active latent, without a target (jumprelu)"
+    )
+    bandwidth: float | None = Field(
+        default=None, description="width of the threshold's gradient (jumprelu)"
+    )
+    prefixes: tuple[Share, ...] | None = Field(
+        default=None, description="nested dictionaries, in shares of the latents (matryoshka)"
+    )
+    steps: Count | None = Field(default=None, description="unrolled steps (ista)")
+    max_iterations: Count | None = Field(
+        default=None, description="most latents per token (matching_pursuit)"
+    )
+    residual_threshold: float | None = Field(
+        default=None, ge=0, description="norm of what is left at which to end (matching_pursuit)"
+    )
+    experts: Count | None = Field(default=None, description="parts of the dictionary (switch)")
+    load_balance: float | None = Field(
+        default=None, ge=0, description="weight of the experts' even use (switch)"
+    )
     learning_rate: float | None = Field(default=None, description="default: the n^-1/2 rule")
+    warmup: Share | None = Field(default=None, description="default: train.warmup")
+    decay: Share | None = Field(default=None, description="default: train.decay")
+    resample: tuple[Share, ...] = Field(
+        default=(), description="when dead latents start again, in shares of steps (relu)"
+    )
+    resample_window: Share = Field(
+        default=0.0125, description="share of steps without firing that makes a latent dead then"
+    )
     seed: int = Field(default=0, description="of the initial weights")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_fills_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("recipe") is None:
+            return values
+        recipe = str(values["recipe"])
+        if recipe not in RECIPES:
+            raise ValueError(
+                f"unknown recipe `{recipe}`; it must be one of {', '.join(RECIPES)}."
+                + nearest(recipe, RECIPES)
+            )
+        return {**RECIPES[recipe], **values}
+
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         """Hyperparameters that were given; the architecture says which it takes."""
-        return {k: v for k in ("k", "l1") if (v := getattr(self, k)) is not None}
+        return {k: v for k in OPTIONS if (v := getattr(self, k)) is not None}
 
 
 class TrainConfig(Section):
     coders: tuple[CoderConfig, ...] = (CoderConfig(name="topk", k=32),)
+    sweep: dict[str, Any] = Field(
+        default={},
+        description="a grid of further coders: each key of a coder with one value or a list",
+    )
     tokens: Count = Field(default=8_000_000, description="tokens that each coder sees")
     batch: Count = Field(default=1024, description="tokens per step")
     warmup: Share = Field(
@@ -98,15 +175,35 @@ class TrainConfig(Section):
         default=None, description="Weights & Biases project to log to as well"
     )
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides a coder's weights beside its own settings."""
+        return self.model_dump(exclude={"coders", "sweep", "checkpoint_seconds", "wandb"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweep_is_coders(cls, values: Any) -> Any:
+        """The sweep's coders join those of the list; one that is there already stays as it is."""
+        if not isinstance(values, dict) or not values.get("sweep"):
+            return values
+        from pipelines.sweep import expand
+
+        return {**values, "coders": [*(values.get("coders") or ()), *expand(values["sweep"])]}
+
     @field_validator("coders")
     @classmethod
     def _names_differ(cls, coders: tuple[CoderConfig, ...]) -> tuple[CoderConfig, ...]:
-        names = [coder.name for coder in coders]
-        if not names:
+        """A coder that is named twice with the same settings is one coder."""
+        if not coders:
             raise ValueError("at least one coder is needed")
-        if len(set(names)) < len(names):
-            raise ValueError(f"the coders' names must differ, they are {', '.join(names)}")
-        return coders
+        named: dict[str, CoderConfig] = {}
+        for coder in coders:
+            if named.setdefault(coder.name, coder) != coder:
+                raise UserError(
+                    f"Two coders of `train.coders` and `train.sweep` are called `{coder.name}` "
+                    "and differ in their settings; give the one in `train.coders` another name."
+                )
+        return tuple(named.values())
 
 
 class EvaluateConfig(Section):
@@ -145,10 +242,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sites_are_harvested(self) -> "RunConfig":
         for coder in self.train.coders:
-            if coder.site is not None and coder.site not in self.harvest.sites:
-                raise ValueError(
-                    f"coder `{coder.name}` reads `{coder.site}`, which is not in harvest.sites"
-                )
+            for does, site in (("reads", coder.site), ("predicts", coder.target_site)):
+                if site is not None and site not in self.harvest.sites:
+                    raise UserError(
+                        f"The coder `{coder.name}` {does} `{site}`, which is not in "
+                        f"`harvest.sites`; add it there." + nearest(site, self.harvest.sites)
+                    )
         return self
 
     def site_of(self, coder: CoderConfig) -> str:

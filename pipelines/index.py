@@ -3,7 +3,6 @@
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.evaluate import check_same_model
 from pipelines.progress import steps_progress
 from sae.base.files import read_json
 from sae.coders import coder_hash, load_coder
@@ -17,7 +16,6 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
     store = ActivationStore.open(config.store)
     coder = load_coder(config.coder_folder(name))
     lm = load_lm(config.model.name, "cpu", "float32")
-    check_same_model(store, lm.hash, config)
     with steps_progress(f"index {name}") as report:
         folder = build_index(
             coder,

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
@@ -88,6 +88,11 @@ def steps_progress(prefix: str) -> Iterator[Callable[[str, int, int], None]]:
             updates[what](done)
 
         yield report
+
+
+def listed(names: Sequence[str], most: int = 3, what: str = "coders") -> str:
+    """`a, b`, or `24 coders` where the names would not be read."""
+    return ", ".join(names) if len(names) <= most else f"{len(names)} {what}"
 
 
 def human_count(value: float) -> str:

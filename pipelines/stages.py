@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.config import RunConfig
 from pipelines.manifest import Manifest, code_hash
-from pipelines.progress import console
+from pipelines.progress import console, listed
 from sae.base.errors import UserError, nearest
 from sae.base.files import sha256_json, sha256_tree, write_text
 from sae.corpus import open_corpus
@@ -34,6 +34,7 @@ class Stage:
     run: Callable[[RunConfig, Sequence[str]], Facts]
     per_coder: bool = True
     together: bool = False  # its coders share one run (one stream of data)
+    part_of: str | None = None  # the stage with which it is done, where that one is asked for alone
 
 
 def _harvest(config: RunConfig, _coders: Sequence[str]) -> Facts:
@@ -52,6 +53,12 @@ def _evaluate(config: RunConfig, coders: Sequence[str]) -> Facts:
     from pipelines import evaluate
 
     return evaluate.run(config, coders[0])
+
+
+def _compare(config: RunConfig, _coders: Sequence[str]) -> Facts:
+    from pipelines import compare
+
+    return compare.run(config)
 
 
 def _index(config: RunConfig, coders: Sequence[str]) -> Facts:
@@ -74,8 +81,7 @@ def _harvest_settings(config: RunConfig, _coder: str | None) -> Any:
 
 def _train_settings(config: RunConfig, name: str | None) -> Any:
     coder = next(c for c in config.train.coders if c.name == name)
-    how = config.train.model_dump(exclude={"coders", "checkpoint_seconds", "wandb"})
-    return how, coder.model_dump(), config.site_of(coder)
+    return config.train.recipe, coder.model_dump(), config.site_of(coder)
 
 
 STAGES: dict[str, Stage] = {
@@ -108,6 +114,19 @@ STAGES: dict[str, Stage] = {
             run=_evaluate,
         ),
         Stage(
+            "compare",
+            reads=("evaluate",),
+            code=("pipelines.compare", "pipelines.sweep", "sae.metrics"),
+            settings=lambda c, _: [coder.name for coder in c.train.coders],
+            outputs=lambda c, _: [
+                c.folder / "evaluation" / "report.html",
+                c.folder / "evaluation" / "compare" / "comparison.json",
+            ],
+            run=_compare,
+            per_coder=False,
+            part_of="evaluate",
+        ),
+        Stage(
             "index",
             reads=("harvest", "train"),
             code=("pipelines.index", "sae.features"),
@@ -127,12 +146,30 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def fingerprint(config: RunConfig, stage: Stage, coder: str | None) -> str:
-    upstream = [
-        fingerprint(config, STAGES[name], coder if STAGES[name].per_coder else None)
-        for name in stage.reads
-    ]
-    return sha256_json([stage.settings(config, coder), code_hash(*stage.code), upstream])
+class Fingerprints:
+    """Fingerprints of items; each is computed once, since a sweep's coders share what they read."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._known: dict[str, str] = {}
+
+    def of(self, stage: Stage, coder: str | None) -> str:
+        item = _item(stage, coder)
+        if item not in self._known:
+            upstream = [
+                self.of(STAGES[name], read)
+                for name in stage.reads
+                for read in self._read_by(coder, STAGES[name])
+            ]
+            self._known[item] = sha256_json(
+                [stage.settings(self.config, coder), code_hash(*stage.code), upstream]
+            )
+        return self._known[item]
+
+    def _read_by(self, coder: str | None, read: Stage) -> list[str | None]:
+        """A stage of one coder reads that coder's items, one of all coders the items of all."""
+        every = _coders(self.config, read)
+        return [coder] if coder in every else every
 
 
 def plan(
@@ -149,17 +186,16 @@ def plan(
                 + nearest(name, STAGES)
             )
     names = list(STAGES)
+    fingerprints = Fingerprints(config)
     todo: list[tuple[Stage, list[str | None]]] = []
     for name, stage in STAGES.items():
-        if only is not None and name != only:
+        if only is not None and only not in (name, stage.part_of):
             continue
         forced = start is not None and names.index(name) >= names.index(start)
-        coders = [c.name for c in config.train.coders] if stage.per_coder else [None]
         stale = [
             coder
-            for coder in coders
-            if forced
-            or not manifest.is_current(_item(stage, coder), fingerprint(config, stage, coder))
+            for coder in _coders(config, stage)
+            if forced or not manifest.is_current(_item(stage, coder), fingerprints.of(stage, coder))
         ]
         if stale:
             todo.append((stage, stale))
@@ -170,36 +206,50 @@ def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]
     """Does what `plan` said, and writes the resolved configuration beside the results."""
     config.folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.open(config.folder)
+    fingerprints = Fingerprints(config)
     if todo and not (config.folder / "run.yaml").exists():
         _write_config(config)  # a run that is killed at once can be named by its folder
     for stage, stale in todo:
         _require_inputs(config, stage, manifest)
         for coders in [stale] if stage.together else [[coder] for coder in stale]:
-            items = [_item(stage, coder) for coder in coders]
-            manifest.forget(items)
-            console.print(f"[bold]{stage.name}[/] {', '.join(c for c in coders if c)}")
-            began = time.perf_counter()
-            facts = stage.run(config, [coder for coder in coders if coder])
-            seconds = time.perf_counter() - began
-            for coder, item in zip(coders, items, strict=True):
-                outputs = stage.outputs(config, coder)
-                manifest.record(
-                    item, fingerprint(config, stage, coder), outputs, seconds / len(coders), facts
-                )
-            _write_config(config)  # only now: settings that were refused change nothing
-            console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
+            _run_stage(config, stage, coders, manifest, fingerprints)
+
+
+def _run_stage(
+    config: RunConfig,
+    stage: Stage,
+    coders: Sequence[str | None],
+    manifest: Manifest,
+    fingerprints: Fingerprints,
+) -> None:
+    """One call of a stage, for the coders that it does together."""
+    items = [_item(stage, coder) for coder in coders]
+    manifest.forget(items)
+    names = [coder for coder in coders if coder]
+    console.print(f"[bold]{stage.name}[/] {listed(names)}".rstrip())
+    began = time.perf_counter()
+    facts = stage.run(config, names)
+    seconds = time.perf_counter() - began
+    for coder, item in zip(coders, items, strict=True):
+        outputs = stage.outputs(config, coder)
+        each = seconds / len(coders)
+        manifest.record(item, fingerprints.of(stage, coder), outputs, each, facts)
+    _write_config(config)  # only now: settings that were refused change nothing
+    console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
 
 
 def _write_config(config: RunConfig) -> None:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The configuration as it was resolved: a sweep is written out as its coders."""
+    resolved = config.model_dump(mode="json", exclude={"train": {"sweep"}})
+    text = yaml.safe_dump(resolved, sort_keys=False)
     write_text(config.folder / "run.yaml", text)
 
 
 def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None:
     for name in stage.reads:
         needed = STAGES[name]
-        for coder in config.train.coders if needed.per_coder else [None]:
-            item = _item(needed, coder.name if coder else None)
+        for coder in _coders(config, needed):
+            item = _item(needed, coder)
             if item not in manifest.items:
                 raise UserError(
                     f"{config.folder} is incomplete: `{stage.name}` needs `{item}`; "
@@ -207,15 +257,20 @@ def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None
                 )
 
 
+def _coders(config: RunConfig, stage: Stage) -> list[str | None]:
+    """The coders for which a stage has items of their own; None stands for all of them."""
+    return [coder.name for coder in config.train.coders] if stage.per_coder else [None]
+
+
 def _item(stage: Stage, coder: str | None) -> str:
     return stage.name if coder is None else f"{stage.name}/{coder}"
 
 
 def _common(stage: Stage, config: RunConfig, coders: Sequence[str | None]) -> str:
+    """Where the outputs are: each, or the folder that they share where there are many."""
     paths = [path for coder in coders for path in stage.outputs(config, coder)]
-    return ", ".join(
-        str(path.parent if path.name in ("cfg.json", "index.json") else path) for path in paths
-    )
+    whole = [path.parent if path.name in ("cfg.json", "index.json") else path for path in paths]
+    return ", ".join(map(str, whole)) if len(whole) <= 3 else str(whole[0].parent)
 
 
 def _model_identity(name: str) -> str:

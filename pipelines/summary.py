@@ -1,5 +1,6 @@
 """The table that a run ends with, and `sae info`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,72 @@ SHOWN = (
     ("FVU", "fvu", "{:.3f}"),
 )
 
+FEW = 4  # coders that are shown with all that belongs to them
+OF_MANY = ("l0", "delta_ce", "alive", "fvu")  # what of more of them fits on a line each
+
 
 def print_summary(config: RunConfig) -> None:
-    """One row per coder, its controls below it: value and 95 % interval."""
-    table = Table(title=str(config.folder), title_justify="left", header_style="bold")
-    table.add_column("coder")
-    for heading, _, _ in SHOWN:
-        table.add_column(heading, justify="right")
-    for coder in config.train.coders:
-        path = config.folder / "evaluation" / f"{coder.name}.json"
-        if not path.exists():
-            continue
-        found = read_json(path)
-        table.add_row(coder.name, *_cells(found["metrics"], interval=True))
-        for name, metrics in found["controls"].items():
-            table.add_row(f"  {name}", *_cells(metrics), style="dim")
+    """One row per coder with 95 % intervals: of a few, with their controls; of many, by L0."""
+    found = {
+        coder.name: read_json(path)
+        for coder in config.train.coders
+        if (path := config.folder / "evaluation" / f"{coder.name}.json").exists()
+    }
+    few = len(found) <= FEW
+    names = list(found) if few else sorted(found, key=lambda n: _l0(found[n]))
+    shown = SHOWN if few else [column for column in SHOWN if column[1] in OF_MANY]
+    table = _table(str(config.folder), "coder", *(heading for heading, _, _ in shown))
+    for name in names:
+        table.add_row(name, *_cells(found[name]["metrics"], shown, interval=True))
+        for control, metrics in found[name]["controls"].items() if few else ():
+            table.add_row(f"  {control}", *_cells(metrics, shown), style="dim")
     console.print(table)
+    if len(found) > 1:
+        _print_comparison(config.folder / "evaluation" / "compare" / "comparison.json")
     for label, path in _products(config):
         console.print(f"{label:<10} {path}")
     console.print(f"next       [bold]sae browse {config.folder}[/]")
 
 
-def _cells(metrics: dict[str, Any], interval: bool = False) -> list[str]:
+def _print_comparison(path: Path) -> None:
+    """The Pareto front and the errors at equal L0, site by site."""
+    if not path.exists():
+        return
+    for group in read_json(path)["groups"]:
+        where = group["site"]
+        for error, label in (("fvu", "FVU"), ("delta_ce", "ΔCE")):
+            kept = group["fronts"][error]
+            off = len(group["coders"]) - len(kept)
+            console.print(f"[bold]Pareto front[/] of L0 and {label} at {where} ({off} behind):")
+            console.print(f"  {', '.join(kept) or 'none'}")
+        matched = group["matched"]["fvu"]
+        if matched["l0"] and len(matched["families"]) > 1:
+            title = f"FVU at equal L0, {where}"
+            table = _table(title, "family", *(f"L0 = {l0}" for l0 in matched["l0"]))
+            for family, entries in matched["families"].items():
+                table.add_row(family, *(f"{e['value']:.4f}" if e else "-" for e in entries))
+            console.print(table)
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _l0(evaluation: dict[str, Any]) -> float:
+    return evaluation["metrics"]["l0"]["value"] or 0.0
+
+
+def _cells(
+    metrics: dict[str, Any], shown: Sequence[tuple[str, str, str]], interval: bool = False
+) -> list[str]:
     cells = []
-    for _, key, form in SHOWN:
+    for _, key, form in shown:
         metric = metrics.get(key)
-        if metric is None:
+        if metric is None or metric["value"] is None:
             cells.append("-")
             continue
         text = form.format(metric["value"])
@@ -56,10 +97,16 @@ def _cells(metrics: dict[str, Any], interval: bool = False) -> list[str]:
 
 
 def _products(config: RunConfig) -> list[tuple[str, Path]]:
-    candidates = [("store", config.store), ("report", config.folder / "evaluation" / "report.html")]
-    for coder in config.train.coders:
-        candidates.append(("coder", config.coder_folder(coder.name)))
-        candidates.append(("export", config.folder / "export" / f"{coder.name}.h5"))
+    evaluation, names = config.folder / "evaluation", [c.name for c in config.train.coders]
+    candidates = [("store", config.store), ("report", evaluation / "report.html")]
+    if len(names) > 1:
+        candidates.append(("comparison", evaluation / "compare" / "comparison.html"))
+    if len(names) > FEW:
+        candidates += [("coders", config.folder / "coders"), ("exports", config.folder / "export")]
+    else:
+        for name in names:
+            candidates.append(("coder", config.coder_folder(name)))
+            candidates.append(("export", config.folder / "export" / f"{name}.h5"))
     return [(label, path) for label, path in candidates if path.exists()]
 
 
@@ -121,6 +168,7 @@ def _coder_info(path: Path) -> list[tuple[str, Any]]:
         ("width", f"{config['d_sae']:,} latents of {config['d_in']} dimensions"),
         ("k", config.get("k", "-")),
         ("site", metadata.get("hook_name")),
+        *([("predicts", out)] if (out := metadata.get("hook_name_out")) else []),
         ("model", metadata.get("model_name")),
     ]
 

@@ -5,14 +5,15 @@ from typing import Any
 
 import sae
 from pipelines.config import CoderConfig, RunConfig
-from pipelines.progress import progress
+from pipelines.progress import listed, progress
 from sae.base.devices import default_device
 from sae.base.files import sha256_json
 from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
+from sae.coders.registry import TWO_SITES, hyperparameters_of
 from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
-from sae.store import ActivationStore, ShuffledReader
+from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.store.schema import CHUNK_ROWS
 from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import remove_checkpoint
@@ -25,7 +26,7 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     steps = max(1, config.train.tokens // config.train.batch)
     _check_memory(config, wanted, store)
     trainers = [_trainer(config, coder, store, steps) for coder in wanted]
-    sites = sorted({trainer.site for trainer in trainers})
+    sites = sorted({site for trainer in trainers for site in trainer.sites})
     reader = ShuffledReader(
         store,
         sites,
@@ -34,10 +35,9 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
         window=config.train.window,
     )
     folder = config.folder / "coders"
-    fingerprint = sha256_json(
-        [config.train.model_dump(), [c.name for c in wanted], store.attributes]
-    )
-    with progress("train " + ", ".join(names), steps * config.train.batch) as update:
+    coders = [coder.model_dump() for coder in wanted]
+    fingerprint = sha256_json([config.train.recipe, coders, store.attributes])
+    with progress(f"train {listed(names)}", steps * config.train.batch) as update:
         facts = train(
             trainers,
             reader,
@@ -60,51 +60,68 @@ def _trainer(
     config: RunConfig, wanted: CoderConfig, store: ActivationStore, steps: int
 ) -> CoderTrainer:
     site = config.site_of(wanted)
-    store.check_site(site)
     d_in = store.width[site]
-    coder = make_coder(
-        wanted.architecture, d_in, wanted.width or wanted.expansion * d_in, **wanted.options
-    )
+    extra: dict[str, Any] = dict(wanted.options)
+    target: tuple[str, SiteStats] | None = None
+    if wanted.target_site is not None:
+        store.check_site(wanted.target_site)
+        target = wanted.target_site, store.stats(wanted.target_site)
+        if wanted.architecture in TWO_SITES:
+            extra["d_out"] = store.width[wanted.target_site]
+    width = wanted.width or wanted.expansion * d_in
+    coder = make_coder(wanted.architecture, d_in, width, **extra)
     options = config.train
     settings = Settings(
         steps=steps,
         batch=options.batch,
         learning_rate=wanted.learning_rate,
-        warmup=options.warmup,
-        decay=options.decay,
+        warmup=options.warmup if wanted.warmup is None else wanted.warmup,
+        decay=options.decay if wanted.decay is None else wanted.decay,
         auxk_coefficient=options.auxk_coefficient,
         auxk_k=options.auxk_k,
         dead_after=options.dead_after,
+        resample=wanted.resample,
+        resample_window=wanted.resample_window,
         seed=wanted.seed,
     )
     device = config.model.device or default_device()
-    return CoderTrainer(wanted.name, coder, site, store.stats(site), settings, device)
+    return CoderTrainer(
+        wanted.name, coder, site, store.stats(site), settings, device, target=target
+    )
 
 
 def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
-    """On a CPU: weights, gradients, Adam's two moments; a batch of scores; windows read ahead."""
+    """On a CPU: weights, gradients, Adam's two moments of every coder; the scores of the one that
+    is at work; windows of every site, read ahead.
+    """
     if (config.model.device or default_device()) != "cpu":
         return
-    needed = 0
+    kept, at_work, sites = 0, 0, set[str]()
     for coder in wanted:
-        d_in = store.width[config.site_of(coder)]
-        width = coder.width or coder.expansion * d_in
-        needed += 4 * 4 * 2 * width * d_in
-        needed += 4 * min(config.train.batch * width, CHUNK_VALUES)
-        needed += 2 * 2 * config.train.window * CHUNK_ROWS * d_in
-    names = ", ".join(coder.name for coder in wanted)
+        site = config.site_of(coder)
+        for read in filter(None, (site, coder.target_site)):
+            store.check_site(read)
+            sites.add(read)
+        d_out = store.width[coder.target_site or site]
+        width = coder.width or coder.expansion * store.width[site]
+        kept += 4 * 4 * width * (store.width[site] + d_out)
+        at_work = max(at_work, 4 * min(config.train.batch * width, CHUNK_VALUES))
+    read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
     advice = "train fewer or narrower coders, or take a smaller `train.window`"
-    require_memory(needed, f"Training {names}", advice)
+    what = f"Training {listed([coder.name for coder in wanted])} together"
+    require_memory(kept + at_work + read_ahead, what, advice)
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:
     """SAELens's metadata, and under `loupe` where this coder came from."""
     model = dict(store.spec.model)
     name = "loupe-pocket-gpt2" if model["name"] == POCKET else model["name"]
+    target = {"hook_name_out": trainer.sites[1]} if len(trainer.sites) > 1 else {}
     return {
         "model_name": name,
         "model_class_name": "HookedTransformer",
         "hook_name": trainer.site,
+        **target,
         "hook_head_index": None,
         "context_size": store.context,
         "prepend_bos": True,
@@ -114,6 +131,10 @@ def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) 
         "loupe": {
             "version": sae.__version__,
             "trained_as": trainer.coder.architecture,
+            "options": {
+                name: getattr(trainer.coder, name)
+                for name in hyperparameters_of(trainer.coder.architecture)
+            },
             "settings": vars(trainer.settings),
             "learning_rate": trainer.settings.peak_rate(trainer.coder.d_sae),
             "model": model,
@@ -121,5 +142,6 @@ def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) 
             "tokenizer_hash": store.spec.tokenizer_hash,
             "harvested_as": store.spec.harvested_as,
             "scale": trainer.scale,
+            "target_scale": trainer.target_scale,
         },
     }

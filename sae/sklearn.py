@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sae.coders import Codes, Support, make_coder
+from sae.coders.registry import hyperparameters_of
 from sae.store import SiteStats
 from sae.training import CoderTrainer, Settings
 
@@ -24,9 +25,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     Parameters
     ----------
     n_components : int, dictionary width F.
-    architecture : "topk", "batchtopk" or "relu".
-    k : int, active latents per row (topk, batchtopk); at most `n_components` are used.
-    l1 : float, weight of the sparsity penalty (relu).
+    architecture : "topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", ...
+    k : int, active latents per row (on average, but for topk); at most `n_components` are used.
+    l1 : float, weight of the sparsity penalty of those without a `k` (relu, gated).
     epochs, batch_size, learning_rate : of the training; `learning_rate=None` follows the
         n^(-1/2) rule of `sae.training.Settings`.
     sparse_output : whether `transform` gives a SciPy CSR matrix (default) or an array.
@@ -76,9 +77,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             dead_after=max(1, 2 * len(rows)),
             seed=int(random.randint(2**31 - 1)),
         )
-        options = {"relu": {"l1": self.l1}}.get(
-            self.architecture, {"k": min(self.k, self.n_components)}
-        )
+        k = min(self.k, self.n_components)
+        given = {"k": k, "target_l0": float(k), "l1": self.l1}
+        known = hyperparameters_of(self.architecture)
+        options = {name: value for name, value in given.items() if name in known}
         coder = make_coder(self.architecture, rows.shape[1], self.n_components, **options)
         trainer = CoderTrainer("sklearn", coder, "X", _stats(array), settings)
         for _ in range(self.epochs):

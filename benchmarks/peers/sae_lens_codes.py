@@ -16,7 +16,7 @@ def main() -> None:
     x_BD = torch.from_numpy(np.load(rows))
     with torch.no_grad():
         codes_BF = sae.encode(x_BD)
-        x_hat_BD = sae.decode(codes_BF)
+        x_hat_BD = sae(x_BD)
     if codes_BF.is_sparse:
         codes_BF = codes_BF.to_dense()
     np.savez(out, codes=codes_BF.numpy(), x_hat=x_hat_BD.numpy(), kind=type(sae).__name__)

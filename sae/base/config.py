@@ -76,13 +76,19 @@ def set_path(values: Any, path: list[str], value: Any) -> None:
             values = values[index]
 
 
-def validate(kind: type[Model], values: dict[str, Any]) -> Model:
-    """The validated model, or a `UserError` about the first thing that is wrong."""
+def validate(kind: type[Model], values: dict[str, Any], within: str = "") -> Model:
+    """The validated model, or a `UserError` about the first thing that is wrong.
+
+    `within` is the key under which the values stand, for the sentence.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            raise cause from None  # a sentence already
+        where = ".".join(map(str, ([within] if within else []) + list(problem["loc"])))
         if problem["type"] == "extra_forbidden":
             name = str(problem["loc"][-1])
             names = _fields_at(kind, problem["loc"][:-1])

@@ -37,7 +37,7 @@ class BatchTopK(Coder):
     def training_forward(
         self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
     ) -> Forward:
-        centred_BD = x_BD - self.b_dec_D.detach()
+        centred_BD = x_BD - self.input_centre().detach()
         support, smallest = select_batchtopk(
             centred_BD, self.W_enc_FD, self.b_enc_F, self.k, candidates, kernels
         )

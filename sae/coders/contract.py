@@ -40,13 +40,16 @@ class Coder(nn.Module, ABC):
     architecture: ClassVar[str]
     hyperparameters: ClassVar[tuple[str, ...]] = ()  # names of constructor arguments to save
     uses_auxk: ClassVar[bool] = False
-    unit_decoder: ClassVar[bool] = True  # decoder rows are held at unit norm in training
+    centres_input: ClassVar[bool] = True  # b_dec is subtracted from what is encoded
+    unit_decoder: ClassVar[bool] = True  # decoder rows are held at unit norm while training
+    resamples: ClassVar[bool] = False  # dead latents may be resampled (training/resampling.py)
+    progress: float = 1.0  # share of the training that is done, set by the trainer
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
         if d_in < 1 or d_sae < 1:
             raise UserError(f"A coder needs positive widths; got d_in={d_in}, d_sae={d_sae}.")
-        self.d_in, self.d_sae = d_in, d_sae
+        self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_in
         self.W_enc_FD = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_enc_F = nn.Parameter(torch.zeros(d_sae))
         self.W_dec_FD = nn.Parameter(torch.zeros(d_sae, d_in))
@@ -72,6 +75,13 @@ class Coder(nn.Module, ABC):
     def scale_units(self, factor: float) -> None:
         """Multiplies everything measured in units of activations (thresholds) by `factor`."""
 
+    def constrain(self) -> None:
+        """Brings parameters back into their domain; called after every update."""
+
+    def row_penalty(self, codes: Codes) -> Tensor:
+        """(B,) what the loss adds to each row's ‖x − x̂‖², before the division by D."""
+        return torch.zeros(codes.rows, dtype=codes.acts_N.dtype, device=codes.acts_N.device)
+
     # -- what all share ---------------------------------------------------------------------
 
     def encode(self, x_BD: Tensor) -> Codes:
@@ -80,17 +90,37 @@ class Coder(nn.Module, ABC):
             raise UserError(
                 f"`x_BD` has shape {tuple(x_BD.shape)}; this coder reads (rows, {self.d_in})."
             )
-        x_BD = x_BD.to(self.W_enc_FD.dtype)
-        support = self.select(x_BD - self.b_dec_D)
-        return self._codes_at(x_BD, support, get_kernels(device=x_BD.device))
+        return self.infer(x_BD.to(self.W_enc_FD.dtype))
 
-    def decode(self, codes: Codes) -> Tensor:
-        """Reconstruction (B, D)."""
+    def infer(self, x_BD: Tensor) -> Codes:
+        """What `encode` returns for activations of the right shape and dtype.
+
+        Architectures whose codes are not ReLU(pre-activation) at their support define it anew.
+        """
+        kernels = get_kernels(device=x_BD.device)
+        return self._codes_at(x_BD, self.select(x_BD - self.input_centre()), kernels)
+
+    @property
+    def site(self) -> str | None:
+        """Where it reads, as its metadata say."""
+        return self.metadata.get("hook_name")
+
+    @property
+    def target_site(self) -> str | None:
+        """Where what it predicts belongs: its own site, unless it is a transcoder."""
+        return self.metadata.get("hook_name_out") or self.site
+
+    def input_centre(self) -> Tensor:
+        """(d_in,): what is subtracted from activations before they are encoded."""
+        return self.b_dec_D
+
+    def decode(self, codes: Codes, x_BD: Tensor | None = None) -> Tensor:
+        """Reconstruction (B, D). `x_BD`, the coder's input, matters to skip connections alone."""
         kernels = get_kernels(device=self.W_dec_FD.device)
         return kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return self.decode(self.encode(x_BD))
+        return self.decode(self.encode(x_BD), x_BD)
 
     def initialise(self, mean_D: Tensor, generator: torch.Generator) -> None:
         """Unit decoder rows in random directions, the encoder as their transpose, b_dec the mean.
@@ -136,8 +166,9 @@ class Coder(nn.Module, ABC):
         return self
 
     def _codes_at(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Codes:
+        centre_D = self.input_centre()
         pre_N = kernels.encode_at(
-            x_BD, self.b_dec_D, self.W_enc_FD, self.b_enc_F, support, support.pre_N
+            x_BD, centre_D, self.W_enc_FD, self.b_enc_F, support, support.pre_N
         )
         return Codes(torch.relu(pre_N), support)
 

@@ -3,6 +3,7 @@
 SAELens 6 loads these folders as they are. Extra keys of `metadata` survive there.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from sae.coders.registry import ARCHITECTURES, make_coder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAE_LENS = "6.54.12"  # the version of the format; without one, SAELens reads the legacy flat form
-SAVED_AS = {"relu": "standard"}
+SAVED_AS = {
+    "relu": "standard",
+    "relu_transcoder": "transcoder",
+    "relu_skip_transcoder": "skip_transcoder",
+}
 LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
 
 
 def save_coder(coder: Coder, folder: Path | str) -> Path:
     """Writes a coder that takes raw activations. Weights first, so a `cfg.json` means whole."""
     folder = Path(folder)
-    tensors = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
-    atomic_write(folder / WEIGHTS, lambda file: file.write(save(tensors)))
+    atomic_write(folder / WEIGHTS, lambda file: file.write(_weights(coder)))
     write_json(folder / CONFIG, _config(coder))
     return folder
 
@@ -39,14 +43,15 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
             f"There is no coder in {folder} ({CONFIG} is missing); make one with `sae train`."
         )
     config = read_json(folder / CONFIG)
-    _refuse_what_changes_meaning(config, folder)
     saved_as = str(config.get("architecture"))
     architecture = LOADED_AS.get(saved_as, saved_as)
     if architecture not in ARCHITECTURES:
         raise UserError(
             f"{folder} holds a `{saved_as}` coder; Loupe reads {', '.join(ARCHITECTURES)}."
         )
-    options = {k: config[k] for k in ARCHITECTURES[architecture].hyperparameters if k in config}
+    kind = ARCHITECTURES[architecture]
+    _refuse_what_changes_meaning(config, folder, kind)
+    options = {k: config[k] for k in kind.hyperparameters if k in config}
     coder = make_coder(architecture, int(config["d_in"]), int(config["d_sae"]), **options)
     try:
         coder.load_saved(_norms_folded(load_file(folder / WEIGHTS), config))
@@ -56,9 +61,15 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
     return coder.requires_grad_(False).eval().to(torch.device(device))
 
 
-def coder_hash(folder: Path | str) -> str:
-    """Identity of a coder: the hash of its weights file."""
-    return sha256_file(Path(folder) / WEIGHTS)
+def coder_hash(coder: Coder | Path | str) -> str:
+    """Identity of a coder: sha256 of its folder's weights file, or of what `save_coder` writes."""
+    if isinstance(coder, Coder):
+        return hashlib.sha256(_weights(coder)).hexdigest()
+    return sha256_file(Path(coder) / WEIGHTS)
+
+
+def _weights(coder: Coder) -> bytes:
+    return save({name: tensor.cpu() for name, tensor in coder.saved_tensors().items()})
 
 
 def _config(coder: Coder) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def _config(coder: Coder) -> dict[str, Any]:
         "d_sae": coder.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": coder.centres_input,
         "normalize_activations": "none",
         "reshape_activations": "none",
         **extra,
@@ -97,9 +108,9 @@ def _norms_folded(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[st
     }
 
 
-def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path) -> None:
+def _refuse_what_changes_meaning(config: dict[str, Any], folder: Path, kind: type[Coder]) -> None:
     """Settings that would make plain decoding silently wrong are an error, not a warning."""
-    expected = {"apply_b_dec_to_input": True, "normalize_activations": "none"}
+    expected = {"apply_b_dec_to_input": kind.centres_input, "normalize_activations": "none"}
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise UserError(

@@ -6,12 +6,15 @@ its source without them as code, so that the two kinds of text do not blur into 
 """
 
 import ast
+import gc
 import hashlib
 import importlib.util
 import inspect
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -62,7 +65,8 @@ def split_source(source: str) -> tuple[str, str]:
     A file that does not parse is all code.
     """
     try:
-        tree = ast.parse(source)
+        with _collector_paused():
+            tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return "", source
     found: list[tuple[str, ast.Expr, str]] = []
@@ -74,6 +78,18 @@ def split_source(source: str) -> tuple[str, str]:
         dropped.update(range(node.lineno - 1, node.end_lineno or node.lineno))
     code = "\n".join(line for i, line in enumerate(lines) if i not in dropped)
     return prose.strip(), code.strip()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A syntax tree is many objects and no cycle: looking for cycles takes half of the parsing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _collect(owner: DocstringOwner, name: str, found: list[tuple[str, ast.Expr, str]]) -> None:
@@ -102,8 +118,11 @@ def _module_files() -> Iterator[tuple[str, Path]]:
 
 
 def _python_files(root: Path, prefix: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        if SKIPPED_FOLDERS.isdisjoint(parts[:-1]):
-            names = (*prefix, *parts[:-1], *(() if path.stem == "__init__" else (path.stem,)))
-            yield ".".join(names), path
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if name not in SKIPPED_FOLDERS]  # not walked into
+        packages = (*prefix, *Path(folder).relative_to(root).parts)
+        for file in files:
+            stem, suffix = os.path.splitext(file)
+            if suffix == ".py":
+                names = packages if stem == "__init__" else (*packages, stem)
+                yield ".".join(names), Path(folder, file)

@@ -84,15 +84,36 @@ def assemble(
     say = progress or (lambda what, done, total: None)
     tokens_ST = np.load(partial / layout.TOKENS, mmap_mode="r")
     say("sorting by feature", 0, 3)
+    firings = _sorted_by_feature(partial, codes)
+    say("statistics", 1, 3)
+    table, edges, counts = feature_statistics(*firings, tokens_ST)
+    _savez(partial / layout.ACTIVATION_HISTOGRAM, edges=edges, counts=counts)
+    _write_effects(partial, effects, table)
+    say("labels", 2, 3)
+    labels = label_features(*firings, tokens_ST, table, vocabulary, documents, meta["splits"])
+    for at, name in enumerate(labels.columns, start=1):
+        table.insert(at, name, labels[name])
+    table.to_parquet(partial / layout.FEATURES, index=False)
+    documents.to_parquet(partial / layout.DOCUMENTS, index=False)
+    vocabulary.write(partial / layout.VOCABULARY)
+    _write_meta(partial, meta, len(table), tokens_ST.shape)
+    say("done", 3, 3)
+    return _put_in_place(partial, folder)
+
+
+def _sorted_by_feature(partial: Path, codes: RowCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Writes the codes in both orders; (indptr, rows, acts) by feature, memory-mapped."""
     scatter(partial, codes.row_indptr, codes.features_N, codes.acts_N, codes.counts_F)
     _save_unless_there(partial / layout.ROW_INDPTR, codes.row_indptr)
     _save_unless_there(partial / layout.ROW_FEATURES, codes.features_N)
     indptr = np.load(partial / layout.INDPTR)
-    rows = np.load(partial / layout.ROWS, mmap_mode="r" if indptr[-1] else None)
-    acts = np.load(partial / layout.ACTS, mmap_mode="r" if indptr[-1] else None)
-    say("statistics", 1, 3)
-    table, edges, counts = feature_statistics(indptr, rows, acts, tokens_ST)
-    _savez(partial / layout.ACTIVATION_HISTOGRAM, edges=edges, counts=counts)
+    mode = "r" if indptr[-1] else None  # an empty file cannot be mapped
+    rows, acts = (np.load(partial / name, mmap_mode=mode) for name in (layout.ROWS, layout.ACTS))
+    return indptr, rows, acts
+
+
+def _write_effects(partial: Path, effects: DecoderEffects, table: pd.DataFrame) -> None:
+    """Histograms and neighbours as files of their own, the rest as columns of `table`."""
     _savez(partial / layout.LOGIT_HISTOGRAM, edges=effects.logit_edges, counts=effects.logit_counts)
     names = ("decoder_ids", "decoder_cos", "encoder_ids", "encoder_cos")
     _savez(partial / layout.NEIGHBOURS, **{name: getattr(effects, name) for name in names})
@@ -101,18 +122,6 @@ def assemble(
         table[f"{name}_logits"] = list(getattr(effects, f"{name}_logits"))
     table["decoder_norm"] = effects.decoder_norm
     table["enc_dec_cosine"] = effects.enc_dec_cosine
-    say("labels", 2, 3)
-    labels = label_features(
-        indptr, rows, acts, tokens_ST, table, vocabulary, documents, meta["splits"]
-    )
-    for at, name in enumerate(labels.columns, start=1):
-        table.insert(at, name, labels[name])
-    table.to_parquet(partial / layout.FEATURES, index=False)
-    documents.to_parquet(partial / layout.DOCUMENTS, index=False)
-    vocabulary.write(partial / layout.VOCABULARY)
-    _write_meta(partial, meta, len(indptr) - 1, tokens_ST.shape)
-    say("done", 3, 3)
-    return _put_in_place(partial, folder)
 
 
 def _write_meta(partial: Path, meta: dict[str, Any], width: int, shape: tuple[int, ...]) -> None:

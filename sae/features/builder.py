@@ -4,17 +4,17 @@ Pass 1 encodes the chosen rows once and spills the codes in row order; pass 2 sc
 feature order. A killed build goes on from its last whole block and ends with the same files.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
+from sae import coders
 from sae.base.errors import UserError
 from sae.base.files import read_json, require_free_space, sha256_json
+from sae.coders import check_fit
 from sae.features import layout
 from sae.features.assemble import DecoderEffects, Progress, assemble, recover
 from sae.features.effects import decoder_effects
@@ -59,13 +59,13 @@ def build_index(
             of the file that Loupe itself writes for these weights.
 
     Raises:
-        UserError: the coder's site is not in the store, widths do not agree, too little disk.
+        UserError: coder, store and model do not belong together, or too little disk.
     """
     folder = Path(folder)
-    site = _site(coder, store)
+    site, target_site = check_fit(coder, store, lm)
     selection = choose(store, tokens)
     recover(folder)
-    coder_hash = coder_hash or weights_hash(coder)
+    coder_hash = coder_hash or coders.coder_hash(coder)
     what = {
         "coder": coder_hash,
         "store": [store.attributes["model"], store.attributes["corpus"]],
@@ -76,38 +76,52 @@ def build_index(
     _require_space(coder, selection, folder)
     with Spill(partial, coder.d_sae, sha256_json(what)) as spill:
         encode(coder, store, site, selection, spill, lm.device, progress)
-    codes = spill.codes()
-    effects_path = partial / _EFFECTS
-    if not effects_path.exists():
-        decoder_effects(coder, lm, site, progress).save(effects_path.with_suffix(".tmp"))
-        effects_path.with_suffix(".tmp").replace(effects_path)
     sequences = [store.tokens(part.start, part.stop) for part in selection.parts]
     np.save(partial / layout.TOKENS, np.concatenate(sequences))
-    corpus = store.attributes["corpus"]
     meta = {
         "coder": name or folder.name,
         "coder_hash": coder_hash,
         "site": site,
-        "model": store.attributes["model"]["name"],
-        "model_hash": store.attributes["model"]["hash"],
+        "target_site": target_site,
         "architecture": coder.architecture,
-        "corpus": corpus["description"],
-        "corpus_hash": corpus["hash"],
         "d_in": coder.d_in,
-        "rows": selection.rows,
         "bos_id": int(lm.bos_id),
-        "splits": selection.splits,
+        **_text_facts(store, selection),
     }
     return assemble(
         partial,
         folder,
-        codes,
-        DecoderEffects.load(effects_path),
+        spill.codes(),
+        _effects(partial, coder, lm, target_site, progress),
         vocabulary_of(lm.tokenizer, lm.vocab_size),
         documents_of(store, selection),
         meta,
         progress,
     )
+
+
+def _effects(
+    partial: Path, coder: "Coder", lm: "LanguageModel", site: str, progress: Progress | None
+) -> DecoderEffects:
+    """From the partial folder where a killed build left them, else computed and kept there."""
+    path = partial / _EFFECTS
+    if not path.exists():
+        decoder_effects(coder, lm, site, progress).save(path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    return DecoderEffects.load(path)
+
+
+def _text_facts(store: "ActivationStore", selection: Selection) -> dict[str, Any]:
+    """What `index.json` says of the indexed text and of the model that read it."""
+    model, corpus = store.attributes["model"], store.attributes["corpus"]
+    return {
+        "model": model["name"],
+        "model_hash": model["hash"],
+        "corpus": corpus["description"],
+        "corpus_hash": corpus["hash"],
+        "rows": selection.rows,
+        "splits": selection.splits,
+    }
 
 
 @torch.no_grad()
@@ -157,27 +171,6 @@ def _codes(coder: "Coder", x_RD: np.ndarray, batch: int, device: torch.device | 
         features.append(indices_N.cpu().numpy())
         acts.append(acts_N.float().cpu().numpy())
     return np.concatenate(counts), np.concatenate(features), np.concatenate(acts)
-
-
-def weights_hash(coder: "Coder") -> str:
-    """sha256 of the weights file that `save_coder` writes for this coder."""
-    tensors = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()
-
-
-def _site(coder: "Coder", store: "ActivationStore") -> str:
-    site = coder.metadata.get("hook_name")
-    if site not in store.sites:
-        raise UserError(
-            f"The coder belongs to `{site}`, but {store.path} holds {', '.join(store.sites)}; "
-            "harvest that site or choose another coder."
-        )
-    if coder.d_in != store.width[site]:
-        raise UserError(
-            f"The coder takes activations of width {coder.d_in}, `{site}` in {store.path} has "
-            f"{store.width[site]}; choose the coder that was trained on this store's model."
-        )
-    return site
 
 
 def _prepare(partial: Path, fingerprint: str) -> Path:

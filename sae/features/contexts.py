@@ -139,18 +139,47 @@ def draw_sample(
     """
     begin, end = np.searchsorted(rows_N, [by_token.first, by_token.last])
     own_rows, own_acts = rows_N[begin:end], acts_N[begin:end]
-    strong = np.flatnonzero(own_acts >= threshold)
+    strong = _positives(text, own_rows, own_acts, threshold, n, strongest, rng)
+    if not len(strong):
+        return None
+    positive = own_rows[strong].astype(np.int64)
+    silent = _silent_rows(text, by_token, own_rows, positive, rng)
+    weights = own_acts[strong].astype(np.float64)
+    contexts = text.at(np.concatenate([positive, silent]))
+    return Sample(contexts, weights / weights.mean())
+
+
+def _positives(
+    text: Text,
+    rows: np.ndarray,
+    acts: np.ndarray,
+    threshold: float,
+    n: int,
+    strongest: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Offsets of at most `n` firings at or above `threshold` in distinct contexts."""
+    strong = np.flatnonzero(acts >= threshold)
     if len(strong) > n:
         order = rng.permutation(strong)
         if strongest:
-            top = strong[np.argpartition(own_acts[strong], -strongest)[-strongest:]]
+            top = strong[np.argpartition(acts[strong], -strongest)[-strongest:]]
             order = np.concatenate([top, order])
         strong = order[: 2 * n]
     if not len(strong):
-        return None
-    hashes = window_hashes(text.tokens_ST, own_rows[strong], 4)
-    strong = strong[np.sort(np.unique(hashes, return_index=True)[1])[:n]]
-    positive = own_rows[strong].astype(np.int64)
+        return strong
+    hashes = window_hashes(text.tokens_ST, rows[strong], 4)
+    return strong[np.sort(np.unique(hashes, return_index=True)[1])[:n]]
+
+
+def _silent_rows(
+    text: Text,
+    by_token: RowsByToken,
+    fired: np.ndarray,
+    positive: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The negatives: draws of each sort, less those among the rows that `fired`."""
     flat = text.tokens_ST.reshape(-1)
     like = rng.permutation(positive)
     draws = np.concatenate(
@@ -161,11 +190,8 @@ def draw_sample(
         ]
     )
     draws = draws[(draws % text.context > 0) & (draws < by_token.last)]
-    at = np.minimum(np.searchsorted(own_rows, draws), len(own_rows) - 1)
-    silent = draws[own_rows[at] != draws]
-    weights = own_acts[strong].astype(np.float64)
-    contexts = text.at(np.concatenate([positive, silent]))
-    return Sample(contexts, weights / weights.mean())
+    at = np.minimum(np.searchsorted(fired, draws), len(fired) - 1)
+    return draws[fired[at] != draws]
 
 
 def document_kind(documents: pd.DataFrame) -> tuple[list[str], np.ndarray]:

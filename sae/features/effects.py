@@ -21,7 +21,11 @@ ELEMENTS = 2**26
 def decoder_effects(
     coder: "Coder", lm: "LanguageModel", site: str, progress: Progress | None = None
 ) -> DecoderEffects:
-    """Logit effects, neighbours by cosine, and norms of every latent of `coder`."""
+    """Logit effects, neighbours by cosine, and norms of every latent of `coder`.
+
+    `site` is where the decoder writes. Where encoder and decoder lie in spaces of two widths (a
+    transcoder's can), there is no angle between them: `enc_dec_cosine` is NaN.
+    """
     device = lm.device
     W_dec_FD = coder.W_dec_FD.detach().float().to(device)
     W_enc_FD = coder.W_enc_FD.detach().float().to(device)
@@ -38,7 +42,9 @@ def decoder_effects(
     )
     decoder_ids, decoder_cos = nearest_by_cosine(W_dec_FD)
     encoder_ids, encoder_cos = nearest_by_cosine(W_enc_FD)
-    cosine_F = torch.nn.functional.cosine_similarity(W_enc_FD, W_dec_FD, dim=1)
+    cosine_F = torch.full((len(W_dec_FD),), torch.nan)
+    if W_enc_FD.shape == W_dec_FD.shape:
+        cosine_F = torch.nn.functional.cosine_similarity(W_enc_FD, W_dec_FD, dim=1)
     return DecoderEffects(
         promoted_ids=high_ids,
         promoted_logits=high,

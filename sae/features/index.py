@@ -15,8 +15,8 @@ import pandas as pd
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.features import enrichment, layout
-from sae.features.vocabulary import Vocabulary
-from sae.features.windows import Document, Example, Window
+from sae.features.indexed_text import IndexedText
+from sae.features.windows import Example, Window
 
 if TYPE_CHECKING:
     from sae.features.notes import Notes
@@ -39,7 +39,7 @@ class Histogram:
     counts: np.ndarray
 
 
-class FeatureIndex:
+class FeatureIndex(IndexedText):
     """An index on disk; see `docs/formats.md`. Rows are the index's own: row = seq * T + pos.
 
     Attributes:
@@ -52,11 +52,11 @@ class FeatureIndex:
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any]):
-        self.folder, self.meta = folder, meta
+        super().__init__(folder)
+        self.meta = meta
         self.indptr = np.load(folder / layout.INDPTR)
         self.rows = np.load(folder / layout.ROWS, mmap_mode="r")
         self.acts = np.load(folder / layout.ACTS, mmap_mode="r")
-        self.tokens_ST = np.load(folder / layout.TOKENS, mmap_mode="r")
         self.table = pd.read_parquet(folder / layout.FEATURES)
 
     @classmethod
@@ -89,25 +89,6 @@ class FeatureIndex:
     def width(self) -> int:
         """F."""
         return len(self.indptr) - 1
-
-    @property
-    def context(self) -> int:
-        """T."""
-        return self.tokens_ST.shape[1]
-
-    @property
-    def sequences(self) -> int:
-        """S."""
-        return self.tokens_ST.shape[0]
-
-    @property
-    def tokens_indexed(self) -> int:
-        """Rows that could fire: all but position 0 of each packed row."""
-        return self.sequences * (self.context - 1)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        return Vocabulary.read(self.folder / layout.VOCABULARY)
 
     @cached_property
     def notes(self) -> "Notes":
@@ -179,38 +160,6 @@ class FeatureIndex:
     @cached_property
     def _row_features(self) -> np.ndarray:
         return np.load(self.folder / layout.ROW_FEATURES, mmap_mode="r")
-
-    @cached_property
-    def _documents(self) -> dict[str, list[str]]:
-        table = pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["id", "title", "split"])
-        return {str(name): column.astype(str).to_list() for name, column in table.items()}
-
-    @cached_property
-    def _document_starts(self) -> np.ndarray:
-        return pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["start"])[
-            "start"
-        ].to_numpy()
-
-    def documents_of(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Document number of each row."""
-        found = np.searchsorted(self._document_starts, np.asarray(rows), side="right") - 1
-        return np.maximum(found, 0)
-
-    def document_of(self, row: int) -> Document:
-        """The document that `row` lies in."""
-        return self.document(int(self.documents_of([row])[0]))
-
-    def document(self, number: int) -> Document:
-        """Document `number` of the index."""
-        starts = self._document_starts
-        if not 0 <= number < len(starts):
-            raise UserError(
-                f"Document {number} does not exist; this index has documents 0 to "
-                f"{len(starts) - 1}."
-            )
-        stop = int(starts[number + 1]) if number + 1 < len(starts) else self.tokens_ST.size
-        id_, title, split = (self._documents[name][number] for name in ("id", "title", "split"))
-        return Document(number, id_, title, split, int(starts[number]), stop)
 
     def span(self, feature: int, start: int, stop: int, focus: int = 0) -> Window:
         """Rows `start` to `stop` (they may cross packed rows: each begins with BOS) as a window."""
@@ -294,11 +243,6 @@ class FeatureIndex:
         ids, cos = self._neighbours[f"{kind}_ids"], self._neighbours[f"{kind}_cos"]
         pairs = zip(ids[feature][:n], cos[feature][:n], strict=True)
         return [Neighbour(int(f), float(v)) for f, v in pairs if f >= 0]
-
-    @cached_property
-    def token_counts_V(self) -> np.ndarray:
-        """How often each token occurs in the indexed rows (position 0 left out); (V,) int64."""
-        return np.bincount(self.tokens_ST[:, 1:].reshape(-1), minlength=len(self.vocabulary))
 
     def enrichment(self, feature: int, n: int | None = 50) -> pd.DataFrame:
         """The tokens a feature fires on, largest share of its activation mass first.

@@ -88,14 +88,16 @@ def _coder(folder: Path, index: FeatureIndex) -> tuple[dict[str, np.ndarray], di
             f"{index.folder} was built from other weights than {folder} holds; run `sae index` "
             "for this coder first."
         )
-    weights = load_file(folder / WEIGHTS)
+    weights, config = load_file(folder / WEIGHTS), read_json(folder / CONFIG)
+    if config.get("architecture") == "matching_pursuit":
+        weights["W_enc"] = weights["W_dec"].T  # tied: its encoder is not saved
     missing = [name for name in ("W_enc", "W_dec") if name not in weights]
     if missing:
         raise UserError(
             f"{folder / WEIGHTS} has no {' and no '.join(missing)}; expected a coder in SAELens's "
             "format."
         )
-    return weights, read_json(folder / CONFIG)
+    return weights, config
 
 
 def _write_attributes(

@@ -83,11 +83,11 @@ def adam_rows(
     unit: bool,
 ) -> None:
     """As `reference.adam_rows`, in one pass over memory."""
-    views = [t.detach().view(-1, t.shape[-1]).numpy() for t in (W, grad, m, v)]
+    w, g, m_rows, v_rows = (t.detach().view(-1, t.shape[-1]).numpy() for t in (W, grad, m, v))
     for_ranges(
-        len(views[0]),
+        len(w),
         lambda start, stop: loops.adam_rows(
-            *views, scale, step_size, root_correction, eps, unit, start, stop
+            w, g, m_rows, v_rows, scale, step_size, root_correction, eps, unit, start, stop
         ),
     )
 

@@ -1,5 +1,7 @@
 """Choosing a backend: by name, or the fastest one that is right for the device."""
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,7 +14,7 @@ from sae.kernels import reference, sparse
 from sae.kernels.autograd import Decode, EncodeAt
 from sae.kernels.codes import Support
 
-Backend = Literal["auto", "reference", "sparse", "cpu"]
+Backend = Literal["auto", "reference", "sparse", "cpu", "triton"]
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,45 @@ class ReferenceKernels(Kernels):
 
 
 def get_kernels(backend: Backend = "auto", device: torch.device | str = "cpu") -> Kernels:
-    """The named backend; `auto` is `cpu` on a CPU and `sparse` elsewhere."""
+    """The named backend; `auto` is `cpu` on a CPU, `triton` on CUDA, `sparse` elsewhere.
+
+    Where Triton cannot build its kernels, `auto` says so once and takes `sparse`.
+    """
     if backend not in get_args(Backend):
         raise UserError(
             f"Unknown kernel backend `{backend}`; it must be one of {', '.join(get_args(Backend))}."
             + nearest(backend, get_args(Backend))
         )
-    on_cpu = torch.device(device).type == "cpu"
-    if backend == "cpu" and not on_cpu:
-        raise UserError(f"The kernel backend `cpu` cannot work on `{device}`; choose `auto`.")
+    kind = torch.device(device).type
+    needed = {"cpu": "cpu", "triton": "cuda"}.get(backend, kind)
+    if kind != needed and not (backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise UserError(f"The kernel backend `{backend}` cannot work on `{device}`; choose `auto`.")
     if backend == "auto":
-        backend = "cpu" if on_cpu else "sparse"
+        backend = "cpu" if kind == "cpu" else "sparse"
+        if kind == "cuda" and _triton_works(str(device)):
+            backend = "triton"
     return _MAKERS[backend]()
+
+
+def _triton_works(device: str) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from sae.kernels.triton import can_launch
+
+    return can_launch(device)
+
+
+def _triton() -> Kernels:
+    from sae.kernels import triton
+
+    return Kernels(
+        "triton",
+        triton.row_topk,
+        triton.gathered_dots,
+        triton.rows_sum,
+        triton.latents_sum,
+        triton.adam_rows,
+    )
 
 
 def _cpu() -> Kernels:
@@ -111,4 +140,5 @@ _MAKERS: dict[str, Callable[[], Kernels]] = {
     "reference": _reference,
     "sparse": _sparse,
     "cpu": _cpu,
+    "triton": _triton,
 }

@@ -73,10 +73,10 @@ def _largest(keys_F, count, group_max, found, found_keys, low, high, out):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def _dot(a_D, b_D):
-    total = a_D.dtype.type(0)
-    for d in range(len(a_D)):
-        total += a_D[d] * b_D[d]
+def _dot(x_BD, b, W_FD, f):
+    total = W_FD.dtype.type(0)
+    for d in range(W_FD.shape[1]):
+        total += x_BD[b, d] * W_FD[f, d]
     return total
 
 
@@ -102,7 +102,7 @@ def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre
             keys[i] = bits ^ largest if bits < 0 else bits
         _largest(keys, candidates, group_max, found, found_keys, low, high, chosen)
         for c in range(candidates):
-            scores[c] = _dot(x_RD[r], W_FD[chosen[c]]) + b_F[chosen[c]]
+            scores[c] = _dot(x_RD, r, W_FD, chosen[c]) + b_F[chosen[c]]
         left = candidates
         while left > k:  # drop the least; few are in excess
             least = 0
@@ -123,7 +123,7 @@ def gathered_dots(x_BD, W_FD, offsets, indices_N, start, stop, out_N):
     """out[n] = x[b] · W[indices[n]] for the entries n of rows b in [start, stop)."""
     for b in range(start, stop):
         for n in range(offsets[b], offsets[b + 1]):
-            out_N[n] = _dot(x_BD[b], W_FD[indices_N[n]])
+            out_N[n] = _dot(x_BD, b, W_FD, indices_N[n])
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
@@ -187,7 +187,7 @@ def tangent_square(grad_FD, W_FD, start, stop):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # no test for division by 0
 def adam_rows(W_FD, grad_FD, m_FD, v_FD, scale, step_size, root_correction, eps, unit, start, stop):
     """Adam with beta 0.9 and 0.999 on rows of W; `unit` rows stay on the unit sphere.
 

@@ -21,7 +21,8 @@ def for_ranges(rows: int, body: Callable[[int, int], object], bounds: Sequence[i
     if threads == 1 or rows < threads:
         body(0, rows)
         return
-    cuts = bounds or np.linspace(0, rows, RANGES_PER_THREAD * threads + 1, dtype=np.int64).tolist()
+    parts = RANGES_PER_THREAD * threads
+    cuts = bounds or [rows * part // parts for part in range(parts + 1)]
     ranges = iter(list(pairwise(cuts)))
 
     def work() -> None:

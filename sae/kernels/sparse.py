@@ -5,6 +5,7 @@ sampled matrix product. No (N, D) tensor is built.
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,9 +23,14 @@ with warnings.catch_warnings():
 
 
 def row_topk(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dtype: torch.dtype | None = None
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dtype: torch.dtype | None = None,
+    dots: Callable[[Tensor, Tensor, Support], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.row_topk`; candidates come from a product in `dtype`."""
+    """As `reference.row_topk`; candidates come from a product in `dtype`, `dots` scores them."""
     dtype = dtype or W_FD.dtype
     slack = 0 if dtype is W_FD.dtype else min(SLACK, len(W_FD) - k)
     W_low, b_low, x_low = W_FD.to(dtype), b_F.to(dtype), x_BD.to(dtype)
@@ -37,7 +43,7 @@ def row_topk(
     if dtype is W_FD.dtype:
         return index_BC, torch.cat([f.values for f in found])
     support = Support.fixed(index_BC, len(W_FD))
-    pre_BC = gathered_dots(x_BD, W_FD, support).view_as(index_BC) + b_F[index_BC]
+    pre_BC = (dots or gathered_dots)(x_BD, W_FD, support).view_as(index_BC) + b_F[index_BC]
     best = pre_BC.topk(k, dim=1, sorted=False)
     return index_BC.gather(1, best.indices), best.values
 

@@ -94,19 +94,36 @@ class LanguageModel:
         return float(self.token_losses(tokens_ST).double().mean())
 
     @contextmanager
-    def splice(self, site: str, replace: Replace) -> Iterator[None]:
+    def splice(self, site: str, replace: Replace, source: str | None = None) -> Iterator[None]:
         """Replaces the activations at `site` inside the block: x_ND float32 -> (N, D).
 
         `replace` is a coder or any callable. Position 0 keeps its own activation: it is an
         outlier on which no coder is trained (see docs/architecture.md).
+        With `source`, `replace` is given the activations at that site instead, read in the same
+        forward pass: so a transcoder takes the place of what lies between the two. Raises
+        `UserError` unless the pass reaches `source` before `site`.
         """
+        there = self.site(site)
+        read: list[Tensor] = []
+
+        def keep(x_STD: Tensor) -> None:
+            read[:] = [x_STD]
 
         def substitute(x_STD: Tensor) -> Tensor:
-            rows = x_STD[:, 1:].reshape(-1, x_STD.shape[-1]).float()
+            given_STD = read.pop() if source else x_STD
+            rows = given_STD[:, 1:].reshape(-1, given_STD.shape[-1]).float()
             new = replace(rows).to(x_STD.dtype).view_as(x_STD[:, 1:])
             return torch.cat([x_STD[:, :1], new], dim=1)
 
-        with self._hook(self.site(site), substitute):
+        with ExitStack() as hooks:
+            if source:
+                if self.site(source).when >= there.when:
+                    raise UserError(
+                        f"`{source}` is not known yet when the model is at `{site}`; a coder can "
+                        "only predict what comes after what it reads."
+                    )
+                hooks.enter_context(self._hook(self.site(source), keep))
+            hooks.enter_context(self._hook(there, substitute))
             yield
 
     def _block(self, layer: int) -> Any:

@@ -18,6 +18,14 @@ Point = Literal[
     "mlp.hook_post",
 ]
 POINTS: tuple[Point, ...] = get_args(Point)
+_ORDER: tuple[Point, ...] = (
+    "hook_resid_pre",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,11 @@ class Site:
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.{self.point}"
+
+    @property
+    def when(self) -> tuple[int, int]:
+        """Orders sites as a forward pass reaches them."""
+        return self.layer, _ORDER.index(self.point)
 
     def width(self, d_model: int, d_mlp: int) -> int:
         return d_mlp if self.point == "mlp.hook_post" else d_model

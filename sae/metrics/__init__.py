@@ -2,11 +2,22 @@
 
 found = evaluate(coder, store, lm)                 # the evaluation JSON
 write_report({"topk": found}, "evaluation/report.html")
+compare({"topk": found, ...})                      # Pareto fronts, errors at equal L0
 """
 
+from sae.metrics.compare import compare
 from sae.metrics.evaluate import evaluate
 from sae.metrics.registry import REGISTRY, Metric, formulas
-from sae.metrics.report import write_report
+from sae.metrics.report import write_comparison, write_report
 from sae.metrics.selftests import SelfTestFailure
 
-__all__ = ["REGISTRY", "Metric", "SelfTestFailure", "evaluate", "formulas", "write_report"]
+__all__ = [
+    "REGISTRY",
+    "Metric",
+    "SelfTestFailure",
+    "compare",
+    "evaluate",
+    "formulas",
+    "write_comparison",
+    "write_report",
+]

@@ -22,7 +22,7 @@ Replace = Callable[[Tensor], Tensor]
 class Continuation:
     """Final hidden states with anything spliced in at `site`.
 
-        rest = Continuation(lm, site)
+        rest = Continuation(lm, site)              # source=...: what the coder reads instead
         x_STD = rest.start(tokens_ST)
         hidden_STD = rest.finish(tokens_ST, x_STD, coder)   # None: nothing spliced, the clean run
 
@@ -30,18 +30,21 @@ class Continuation:
     something only there.
     """
 
-    def __init__(self, lm: "LanguageModel", site: str) -> None:
+    def __init__(self, lm: "LanguageModel", site: str, source: str | None = None) -> None:
         if lm.dtype != torch.float32:
             raise UserError(
                 f"Losses are compared in float32, but `{lm.name}` was loaded as {lm.dtype}; "
                 'load it with `load_lm(..., dtype="float32")`.'
             )
         self.lm, self.site = lm, site
+        self.source = None if source == site else source
         parsed = lm.site(site)
         offset = {"hook_resid_pre": 0, "hook_resid_post": 1}.get(parsed.point)
         # Only the fused attention is causal by itself when it is given no mask.
         fused = getattr(lm.model.config, "_attn_implementation", None) == "sdpa"
-        self._next_block = parsed.layer + offset if offset is not None and fused else None
+        self._next_block: int | None = None
+        if offset is not None and fused and self.source is None:
+            self._next_block = parsed.layer + offset
 
     @property
     def replaces_everything(self) -> bool:
@@ -64,7 +67,7 @@ class Continuation:
             return self.lm.model.transformer.ln_f(stream_STD)
         if replace is None:
             return self._whole(tokens_ST)
-        with self.lm.splice(self.site, replace):
+        with self.lm.splice(self.site, replace, self.source):
             return self._whole(tokens_ST)
 
     def _whole(self, tokens_ST: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ class Continuation:
 
 def constant(value_D: Tensor) -> Replace:
     """Ablation: the same vector in the place of every activation."""
-    return lambda x_BD: value_D.to(x_BD).expand_as(x_BD)
+    return lambda x_BD: value_D.to(x_BD).expand(len(x_BD), -1)
 
 
 def spliced(x_STD: Tensor, replace: Replace) -> Tensor:

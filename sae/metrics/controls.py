@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sae.coders import Coder, Codes, make_coder
+from sae.coders import Coder, Codes, TwoSites, make_coder
 from sae.metrics.reconstruction import CoderLike
 from sae.metrics.sample import Sample
 
@@ -20,22 +20,28 @@ PROBE_ROWS = 8192  # on which the coder's L0 and the random dictionary's scale a
 
 @dataclass(frozen=True)
 class TrainData:
-    """What a control may learn from: a sample of the train split at the coder's site."""
+    """What a control may learn from: a sample of the train split at the coder's site(s)."""
 
     sample: Sample
-    site: str
-    mean_D: Tensor  # (D,) float32, of the whole train split
+    site: str  # of what is to be predicted
+    mean_D: Tensor  # (D,) float32, of the whole train split there
     device: torch.device
+    source: str | None = None  # where the coder reads, if that is another site
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scored rows, float32: what the coder is given, and what is to be predicted."""
+        for batch in self.sample.batches(self.site, self.device, self.source):
+            scored_B = batch.scored_B.to(self.device)
+            yield batch.given_BD[scored_B], batch.x_BD[scored_B]
 
     def batches(self) -> Iterator[Tensor]:
-        """Scored rows x_BD, float32."""
-        for batch in self.sample.batches(self.site, self.device):
-            yield batch.x_BD[batch.scored_B.to(self.device)]
+        """Scored rows of what is to be predicted."""
+        return (x_BD for _, x_BD in self.pairs())
 
     def some(self) -> Tensor:
-        """A few thousand of them, from all over the sample."""
+        """A few thousand of the rows that the coder is given, from all over the sample."""
         few = self.sample.some(max(1, PROBE_ROWS // self.sample.store.context))
-        return torch.cat(list(replace(self, sample=few).batches()))
+        return torch.cat([given_BD for given_BD, _ in replace(self, sample=few).pairs()])
 
 
 class PCA:
@@ -54,11 +60,27 @@ class PCA:
         indices_BK = torch.arange(k, device=x_BD.device).expand(len(x_BD), k)
         return Codes.fixed(acts_BK, indices_BK, k)
 
-    def decode(self, codes: Codes) -> Tensor:
+    def decode(self, codes: Codes, x_BD: Tensor | None = None) -> Tensor:
         return codes.acts_BK @ self.W_dec_FD + self.b_dec_D
 
     def __call__(self, x_BD: Tensor) -> Tensor:
         return self.decode(self.encode(x_BD))
+
+
+class LinearMap(PCA):
+    """ŷ = m_y + W_writeᵀ W_read (x − m_x): PCA where x and y are of two sites."""
+
+    def __init__(
+        self, mean_in_D: Tensor, read_KD: Tensor, mean_out_D: Tensor, write_KD: Tensor
+    ) -> None:
+        super().__init__(mean_out_D, write_KD)
+        self.mean_in_D, self.W_read_KD = mean_in_D, read_KD
+
+    def encode(self, x_BD: Tensor) -> Codes:
+        acts_BK = (x_BD - self.mean_in_D) @ self.W_read_KD.T
+        k = len(self.W_read_KD)
+        indices_BK = torch.arange(k, device=x_BD.device).expand(len(x_BD), k)
+        return Codes.fixed(acts_BK, indices_BK, k)
 
 
 def matched_l0(coder: CoderLike, data: TrainData) -> int:
@@ -103,5 +125,63 @@ def random_dictionary(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> 
     return control
 
 
+def fit_linear_map(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> LinearMap:
+    """The best linear map of rank `l0`: reduced-rank regression (Izenman 1975).
+
+    A is the least-squares map of x − m_x to y − m_y; V the leading eigenvectors of the covariance
+    of what it predicts. V Vᵀ A is the best of rank K. Sums are streamed in float64.
+    """
+    first_BD = data.some().cpu().double().mean(0)
+    count, total_in_D, total_out_D = 0, torch.zeros(coder.d_in), torch.zeros(coder.d_out)
+    total_in_D, total_out_D = total_in_D.double(), total_out_D.double()
+    square_DD = torch.zeros(coder.d_in, coder.d_in, dtype=torch.float64)
+    cross_DO = torch.zeros(coder.d_in, coder.d_out, dtype=torch.float64)
+    for given_BD, target_BD in data.pairs():
+        x_BD = given_BD.cpu().double() - first_BD
+        y_BD = (target_BD - data.mean_D).cpu().double()
+        count += len(x_BD)
+        total_in_D += x_BD.sum(0)
+        total_out_D += y_BD.sum(0)
+        square_DD += x_BD.T @ x_BD
+        cross_DO += x_BD.T @ y_BD
+    mean_in_D, mean_out_D = total_in_D / max(1, count), total_out_D / max(1, count)
+    square_DD -= count * torch.outer(mean_in_D, mean_in_D)
+    cross_DO -= count * torch.outer(mean_in_D, mean_out_D)
+    A_DO = torch.linalg.pinv(square_DD, hermitian=True, rtol=1e-10) @ cross_DO
+    _, vectors_OO = torch.linalg.eigh(A_DO.T @ cross_DO)  # eigenvalues ascending
+    write_KO = vectors_OO.flip(1)[:, : min(l0, coder.d_out)].T.contiguous()
+    like = data.mean_D
+    return LinearMap(
+        (mean_in_D + first_BD).to(like),
+        (write_KO @ A_DO.T).to(like),
+        mean_out_D.to(like) + like,
+        write_KO.to(like),
+    )
+
+
+def fit_full_linear_map(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> LinearMap:
+    """The same without a limit on its rank: all that is linear in the step between the sites."""
+    return fit_linear_map(coder, data, coder.d_out, seed)
+
+
 Fit = Callable[[Coder, TrainData, int, int], CoderLike]
-CONTROLS: dict[str, Fit] = {"pca": fit_pca, "random_dictionary": random_dictionary}
+OF_ONE_SITE: dict[str, Fit] = {"pca": fit_pca, "random_dictionary": random_dictionary}
+OF_TWO_SITES: dict[str, Fit] = {
+    "linear_map": fit_linear_map,
+    "linear_map_full": fit_full_linear_map,
+}
+CONTROLS: dict[str, Fit] = OF_ONE_SITE | OF_TWO_SITES
+LEFT_OUT_OF_TWO_SITES = {
+    "pca": "a transcoder does not reconstruct what it reads; `linear_map` takes its place",
+    "random_dictionary": "random directions predict nothing of another site",
+}
+
+
+def controls_of(coder: Coder) -> tuple[str, ...]:
+    """Those that a coder is compared with when nothing else is asked for."""
+    return tuple(OF_TWO_SITES if isinstance(coder, TwoSites) else OF_ONE_SITE)
+
+
+def left_out(coder: Coder) -> dict[str, str]:
+    """Controls that say nothing about this coder, and why."""
+    return dict(LEFT_OUT_OF_TWO_SITES) if isinstance(coder, TwoSites) else {}

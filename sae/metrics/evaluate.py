@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sae.coders import Coder
+from sae.coders import Coder, check_fit
 from sae.metrics import geometry, provenance
 from sae.metrics.bootstrap import Entry, entries
-from sae.metrics.controls import CONTROLS, TrainData
+from sae.metrics.controls import TrainData, controls_of, left_out
 from sae.metrics.registry import formulas, metrics_of
-from sae.metrics.sample import draw
+from sae.metrics.sample import Sample, draw
 from sae.metrics.scoring import CODER, Scored, fit_controls, score_activations, score_losses
 from sae.metrics.selftests import run_self_tests
 from sae.metrics.sparsity import Firings
@@ -28,6 +28,7 @@ CONTROL_TOKENS = 131_072  # activations on which controls are scored, and compar
 CONTROL_LOSS_TOKENS = 16_384
 FIT_TOKENS = 131_072  # of the train split, from which controls are fitted
 LOSS_RUN = 1024  # consecutive rows of the loss sample: short runs touch more documents
+ENCODER_DECODER = geometry.encoder_decoder_cosine.__name__
 Progress = Callable[[str, int, int], None]  # what is being done, done, total (of tokens)
 
 
@@ -41,7 +42,7 @@ def evaluate(
     loss_tokens: int = 65_536,
     seed: int = 0,
     progress: Progress | None = None,
-    controls: Sequence[str] = tuple(CONTROLS),
+    controls: Sequence[str] | None = None,
     control_tokens: int = CONTROL_TOKENS,
     control_loss_tokens: int = CONTROL_LOSS_TOKENS,
     coder_hash: str | None = None,
@@ -49,7 +50,8 @@ def evaluate(
     """Scores a coder that takes raw activations; returns the evaluation, schema 1.
 
     Reconstruction, sparsity and geometry rest on about `tokens` stored activations of `split`,
-    the losses on about `loss_tokens` tokens run through `lm` (in float32), the controls on at
+    the losses on about `loss_tokens` tokens run through `lm` (in float32), the controls (default:
+    those that say something of such a coder) on at
     most `control_tokens` of the former and about `control_loss_tokens` of the latter, spread
     evenly over them; every number says its tokens.
     `coder_hash` is the hash of the coder's folder; without it, that which the folder would
@@ -57,21 +59,23 @@ def evaluate(
     not belong together, and `SelfTestFailure` if the pipeline itself is wrong.
     """
     started = time.monotonic()
-    site = provenance.check_fit(coder, store, lm, controls)
+    source, site = check_fit(coder, store, lm)
+    controls = controls_of(coder) if controls is None else controls
+    provenance.check_controls(controls)
     tell = progress or (lambda _what, _done, _total: None)
     special = provenance.special_ids(lm, store)
     device = coder.W_dec_FD.device
     mean_D = torch.from_numpy(store.stats(site).mean_D).to(device, torch.float32)
     held = draw(store, split, tokens, special)
     heard = draw(store, split, loss_tokens, special, block_rows=LOSS_RUN)
-    tests = run_self_tests(coder, lm, site, held, mean_D)
-    train = TrainData(draw(store, "train", FIT_TOKENS, special), site, mean_D, device)
+    tests = run_self_tests(coder, lm, site, source, held, mean_D)
+    train = TrainData(draw(store, "train", FIT_TOKENS, special), site, mean_D, device, source)
     fitted = fit_controls(coder, train, controls, seed)
     scored = score_activations(
-        coder, fitted, held, site, mean_D, control_tokens, partial(tell, "activations")
+        coder, fitted, held, site, mean_D, control_tokens, partial(tell, "activations"), source
     )
     losses = score_losses(
-        coder, fitted, lm, site, heard, mean_D, control_loss_tokens, partial(tell, "losses")
+        coder, fitted, lm, site, heard, mean_D, control_loss_tokens, partial(tell, "losses"), source
     )
     shape, angles = geometry.geometry_sums(
         coder.W_enc_FD, coder.W_dec_FD, scored.firings.alive_F, held.tokens, seed
@@ -80,21 +84,30 @@ def evaluate(
         "schema": SCHEMA,
         "metrics": _metrics(scored, losses, shape, seed),
         "controls": {name: _control(scored, losses, name, seed) for name in controls},
+        "controls_left_out": left_out(coder),
         "self_tests": tests,
         "curves": {"alive": scored.firings.alive_curve()},
         "histograms": _histograms(scored.firings, angles),
         "formulas": formulas(),
         "provenance": {
-            "coder": provenance.describe_coder(coder, site, coder_hash),
+            "coder": provenance.describe_coder(coder, coder_hash),
             "model": {"name": lm.name, "hash": lm.hash},
             "store": provenance.describe_store(store, split),
             "seed": seed,
-            "tokens": held.tokens,
-            "loss_tokens": int(losses[CODER].total("count")),
-            "control_tokens": int(scored.shared.data.total("count")) if controls else 0,
+            **_tokens(scored, losses, held),
             "interval": provenance.describe_interval(held, heard),
             **provenance.describe_run(device, started),
         },
+    }
+
+
+def _tokens(scored: Scored, losses: Mapping[str, DocumentSums], held: Sample) -> dict[str, int]:
+    """How many tokens the numbers rest on."""
+    controlled = len(losses) > 1
+    return {
+        "tokens": held.tokens,
+        "loss_tokens": int(losses[CODER].total("count")),
+        "control_tokens": int(scored.shared.data.total("count")) if controlled else 0,
     }
 
 
@@ -107,7 +120,9 @@ def _metrics(
     found |= entries(scored.firings.table(), metrics_of("sparsity"), seed)
     found |= entries(losses[CODER].arrays(), metrics_of("fidelity"), seed)
     if shape.table:
-        found |= entries(shape.arrays(), metrics_of("geometry"), seed)
+        one_space = "encoder_decoder" in shape.table
+        known = [m for m in metrics_of("geometry") if one_space or m.name != ENCODER_DECODER]
+        found |= entries(shape.arrays(), known, seed)
     return found
 
 

@@ -55,15 +55,17 @@ def language_model_sums(
     sample: Sample,
     step: Callable[[int], None] | None = None,
     every: Mapping[str, int] | None = None,
+    source: str | None = None,
 ) -> dict[str, DocumentSums]:
     """The sums of each method. `ablations` ("zero", "mean") are vectors (D,) that take the place
     of every activation.
 
     Everything is spliced into the same clean run of the same sequences; a method named in
     `every` is run on every n-th batch of them only, and all its sums are of those. `step(n)` is
-    told how many sequences are done. Raises `UserError` if the model is not in float32.
+    told how many sequences are done. With `source`, methods are given the activations at that
+    site and replace those at `site`. Raises `UserError` if the model is not in float32.
     """
-    rest = Continuation(lm, site)
+    rest = Continuation(lm, site, source)
     ablated = _Ablations(rest, ablations, sample)
     sums = {name: DocumentSums(sample.units) for name in methods}
     done = 0

@@ -26,23 +26,22 @@ def geometry_sums(
     """Sums over groups of latents, and the values per looked-up latent for the plots.
 
     `W_enc_FD` and `W_dec_FD` have one row per latent, of any scale. With fewer than two alive
-    latents there is no neighbour and no geometry: the sums are empty.
+    latents there is no neighbour and no geometry: the sums are empty. Those of encoder against
+    decoder are left out where the two differ in width (a transcoder between two such sites).
     """
     alive = torch.from_numpy(np.flatnonzero(alive_F))
     sums = DocumentSums(UNITS)
     if len(alive) < 2:
         return sums, {}
     directions = F.normalize(W_dec_FD.detach().float()[alive.to(W_dec_FD.device)], dim=-1)
-    encoders = F.normalize(W_enc_FD.detach().float()[alive.to(W_enc_FD.device)], dim=-1)
     rng = np.random.default_rng(seed)
     rows = torch.from_numpy(np.sort(rng.permutation(len(alive))[:ROWS]))
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(directions.shape, generator=generator).to(directions)
     largest, mean = neighbours(directions, rows)
     random_largest, _ = neighbours(F.normalize(random, dim=-1), rows)
-    both = (encoders * directions).sum(-1).cpu()
     unit = torch.arange(len(alive)) % UNITS
-    sums.add(unit, count=torch.ones(len(alive)), encoder_decoder=both)
+    sums.add(unit, count=torch.ones(len(alive)))
     sums.add(
         unit[rows],
         looked_up=torch.ones(len(rows)),
@@ -51,7 +50,11 @@ def geometry_sums(
         mean_absolute=mean,
     )
     sums.table["tokens"] = sums.table["count"] * (tokens / len(alive))
-    plots = {"max_decoder_cosine": largest, "random": random_largest, "encoder_decoder": both}
+    plots = {"max_decoder_cosine": largest, "random": random_largest}
+    if W_enc_FD.shape == W_dec_FD.shape:  # else they lie in two spaces: no angle between them
+        encoders = F.normalize(W_enc_FD.detach().float()[alive.to(W_enc_FD.device)], dim=-1)
+        plots["encoder_decoder"] = (encoders * directions).sum(-1).cpu()
+        sums.add(unit, encoder_decoder=plots["encoder_decoder"])
     return sums, {name: value.numpy() for name, value in plots.items()}
 
 

@@ -44,6 +44,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "axes.prop_cycle": cycler(color=SERIES),
 }
+MARKERS = "os^D"
+NAMED = 8  # coders whose names all fit into a figure
 Entry = Mapping[str, Any]
 
 
@@ -214,36 +216,54 @@ def alignment(histogram: Mapping[str, Any]) -> str:
         return _svg(figure, "Histogram of encoder-decoder cosines")
 
 
-def front(points: Sequence[tuple[str, Entry, Entry]], label: str) -> str:
-    """Coders by L0 (x) and an error (y), each with its intervals."""
+def front(
+    points: Sequence[tuple[str, Entry, Entry]],
+    label: str,
+    kept: Sequence[str] = (),
+    families: Mapping[str, str] | None = None,
+) -> str:
+    """Coders by L0 (x) and an error (y), with their intervals and the Pareto front (`kept`).
+
+    One colour and marker for each family; of many coders only those on the front are named.
+    """
+    family = {name: (families or {}).get(name, name) for name, _, _ in points}
+    number = {name: i for i, name in enumerate(dict.fromkeys(family.values()))}
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 3.4)
-        for i, (name, x, y) in enumerate(points):
+        figure, axes = _figure(5.4, 3.4 if len(points) <= NAMED else 4.4)
+        at = {name: (x["value"], y["value"]) for name, x, y in points}
+        if len(kept) > 1:
+            axes.plot(*zip(*(at[n] for n in kept), strict=True), color=SERIES[2], lw=1, ls="--")
+        for name, x, y in points:
+            i = number[family[name]]
             axes.errorbar(
-                [x["value"]],
-                [y["value"]],
+                *at[name],
                 xerr=np.array(_spread(x))[:, None],
                 yerr=np.array(_spread(y))[:, None],
-                fmt="o",
+                fmt=MARKERS[i // len(SERIES) % len(MARKERS)],
                 ms=7,
                 lw=1.6,
                 capsize=3,
                 color=SERIES[i % len(SERIES)],
+                label=_plain(family[name]),
             )
-            axes.annotate(
-                _plain(name),
-                (x["value"], y["value"]),
-                textcoords="offset points",
-                xytext=(8, 6),
-            )
-        for axis, values in (
-            ("x", [p[1]["value"] for p in points]),
-            ("y", [p[2]["value"] for p in points]),
-        ):
-            if min(values) > 0:
-                getattr(axes, f"set_{axis}scale")("log")
-                getattr(axes, f"set_{axis}lim")(min(values) / 1.7, max(values) * 2.2)
-                _decimal(getattr(axes, f"{axis}axis"))
+            if len(points) <= NAMED or name in kept:
+                axes.annotate(
+                    _plain(name), at[name], textcoords="offset points", xytext=(8, 6), fontsize=9
+                )
+        _log_where_positive(axes, list(at.values()))
         axes.set_xlabel("L0: active latents per token")
         axes.set_ylabel(label)
+        if families is not None:
+            handles, labels = axes.get_legend_handles_labels()
+            once = dict(zip(labels, handles, strict=True))
+            axes.legend(once.values(), once.keys(), fontsize=9)
         return _svg(figure, f"{label} against L0")
+
+
+def _log_where_positive(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    for i, which in enumerate(("x", "y")):
+        values = [point[i] for point in points]
+        if min(values) > 0:
+            getattr(axes, f"set_{which}scale")("log")
+            getattr(axes, f"set_{which}lim")(min(values) / 1.7, max(values) * 2.2)
+            _decimal(getattr(axes, f"{which}axis"))

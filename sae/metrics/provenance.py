@@ -1,6 +1,5 @@
-"""What an evaluation is of, and whether coder, store and model belong together at all."""
+"""What an evaluation is of, and how it was made."""
 
-import hashlib
 import platform
 import sys
 import time
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 import sae
 from sae.base.errors import UserError, nearest
-from sae.coders import Coder
+from sae.coders import Coder, coder_hash
 from sae.metrics.bootstrap import LEVEL, RESAMPLES
 from sae.metrics.controls import CONTROLS
 from sae.metrics.sample import Sample
@@ -36,45 +34,21 @@ def special_ids(lm: "LanguageModel", store: ActivationStore) -> frozenset[int]:
     return frozenset(int(i) for i in ids if i is not None)
 
 
-def check_fit(
-    coder: Coder, store: ActivationStore, lm: "LanguageModel", controls: Sequence[str]
-) -> str:
-    """The coder's site, after making sure that coder, store and model belong together."""
-    site = coder.metadata.get("hook_name")
-    if not isinstance(site, str):
-        raise UserError("The coder's metadata has no `hook_name`; it must name the coder's site.")
-    width = store.width.get(site)
-    if width is None:
-        raise UserError(
-            f"The coder reads `{site}`, but the store at {store.path} has only "
-            f"{', '.join(store.sites)}; harvest that site." + nearest(site, store.sites)
-        )
-    if width != coder.d_in:
-        raise UserError(
-            f"The coder reads {coder.d_in} values per token, but `{site}` in the store at "
-            f"{store.path} has {width}: they are of different models."
-        )
-    stored = store.attributes.get("model", {})
-    if stored.get("hash") not in (None, lm.hash):
-        raise UserError(
-            f"The store at {store.path} was harvested from another model "
-            f"(`{stored.get('name')}`) than `{lm.name}`; load the model that it names."
-        )
+def check_controls(controls: Sequence[str]) -> None:
     for name in controls:
         if name not in CONTROLS:
             raise UserError(
                 f"Unknown control `{name}`; it must be one of {', '.join(CONTROLS)}."
                 + nearest(name, CONTROLS)
             )
-    return site
 
 
-def describe_coder(coder: Coder, site: str, given: str | None) -> dict[str, Any]:
-    saved = {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
+def describe_coder(coder: Coder, given: str | None) -> dict[str, Any]:
     return {
-        "hash": given or hashlib.sha256(save(saved)).hexdigest(),
+        "hash": given or coder_hash(coder),
         "architecture": coder.architecture,
-        "site": site,
+        "site": coder.site,
+        "target_site": coder.target_site,
         "d_in": coder.d_in,
         "d_sae": coder.d_sae,
     }

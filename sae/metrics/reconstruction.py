@@ -29,14 +29,14 @@ class CoderLike(Protocol):
 
     def __call__(self, x_BD: Tensor, /) -> Tensor: ...
     def encode(self, x_BD: Tensor, /) -> Any: ...
-    def decode(self, codes: Any, /) -> Tensor: ...
+    def decode(self, codes: Any, x_BD: Tensor | None = None, /) -> Tensor: ...
 
 
 def reconstruct(coder: CoderLike | Callable[[Tensor], Tensor], x_BD: Tensor) -> tuple[Tensor, Any]:
     """(x̂, codes) of a coder; for a bare function, which has no codes, (x̂, None)."""
     if isinstance(coder, CoderLike):
         codes = coder.encode(x_BD)
-        return coder.decode(codes), codes
+        return coder.decode(codes, x_BD), codes
     return coder(x_BD), None
 
 

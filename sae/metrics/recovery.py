@@ -91,21 +91,21 @@ def recovery_of(
             f"The codes have shape {acts_BF.shape}; {len(sample.x_BD)} rows and a dictionary of "
             f"{len(W_dec_FD)} latents make {(len(sample.x_BD), len(W_dec_FD))}."
         )
-    acts_BF = sp.csc_matrix(acts_BF, dtype=np.float64, copy=True)
-    acts_BF.eliminate_zeros()
+    codes_BF = sp.csc_matrix(acts_BF, dtype=np.float64, copy=True)
+    codes_BF.eliminate_zeros()
     matching = match(W_dec_FD, truth.dictionary_nD)
-    fired_F = np.diff(acts_BF.indptr) > 0
+    fired_F = np.diff(codes_BF.indptr) > 0
     cosine_nF = _unit(truth.dictionary_nD) @ _unit(W_dec_FD).T
     return {
         "mcc": matching.mcc,
         "mcc_encoder": None if W_enc_FD is None else match(W_enc_FD, truth.dictionary_nD).mcc,
         "mmcs": float(cosine_nF.max(axis=1).mean()),
-        **firing_scores(acts_BF, sample.acts, matching),
+        **firing_scores(codes_BF, sample.acts, matching),
         "uniqueness": uniqueness(cosine_nF[:, fired_F]),
         "dead_share": float(1 - fired_F.mean()),
-        "l0": float(acts_BF.nnz / acts_BF.shape[0]),
+        "l0": float(codes_BF.nnz / len(sample.x_BD)),
         "rows": len(sample.x_BD),
-        **absorption(acts_BF, W_dec_FD, truth, sample, matching),
+        **absorption(codes_BF, W_dec_FD, truth, sample, matching),
         **hedging(W_dec_FD, truth, matching),
     }
 
@@ -140,7 +140,7 @@ def uniqueness(cosine_nF: Floats) -> float | None:
 
 
 def absorption(
-    acts_BF: sp.spmatrix,
+    acts_BF: sp.csc_matrix,
     W_dec_FD: npt.NDArray[np.floating],
     truth: SyntheticTruth,
     sample: Sample,
@@ -151,20 +151,20 @@ def absorption(
     `parent_missed` is the share of these rows in which the parent's latent is silent, absorbed
     or not, and `parent_missed_alone` the same of rows in which the parent fires and no child.
     """
-    acts, true = acts_BF.tocsc(), sample.acts.tocsc()
+    acts, true = sp.csc_matrix(acts_BF), sp.csc_matrix(sample.acts)
     absorbed, missed, alone = [], [], []
-    for parent in np.unique(truth.parent_n[truth.parent_n >= 0]):
+    for parent in np.unique(truth.parent_n[truth.parent_n >= 0]).tolist():
         latent = matching.latent_n[parent]
         parent_true = _column(true, parent)
-        silent = _column(acts, latent) <= 0
+        silent = _column(acts, int(latent)) <= 0
         any_child = np.zeros(len(silent), dtype=bool)
-        for child in np.flatnonzero(truth.parent_n == parent):
+        for child in np.flatnonzero(truth.parent_n == parent).tolist():
             child_true = _column(true, child)
             any_child |= child_true > 0
             both = child_true > 0  # a child fires only where its parent does
             if not both.any():
                 continue
-            child_acts = _column(acts, matching.latent_n[child])
+            child_acts = _column(acts, int(matching.latent_n[child]))
             leaning = _coefficients(W_dec_FD, truth, matching, child, parent)[1]
             brought = child_acts * leaning >= ABSORBED * parent_true
             absorbed.append((silent & (child_acts > 0) & brought)[both].mean())
@@ -245,7 +245,8 @@ def _pattern(matrix: sp.spmatrix) -> sp.csc_matrix:
 
 def _column(matrix: sp.csc_matrix, column: int) -> Floats:
     """A dense column; nought for column -1, the latent that is not there."""
-    out = np.zeros(matrix.shape[0])
+    rows, _ = matrix.get_shape()
+    out = np.zeros(rows)
     if column >= 0:
         part = slice(matrix.indptr[column], matrix.indptr[column + 1])
         out[matrix.indices[part]] = matrix.data[part]

@@ -1,4 +1,7 @@
-"""`report.html`: what the evaluations of a run say, on one page that needs nothing else."""
+"""What the evaluations of a run say, on pages that need nothing else.
+
+`report.html` has everything about each coder; `comparison.html` sets many against each other.
+"""
 
 import math
 from collections.abc import Mapping
@@ -24,10 +27,13 @@ HEADLINE = (
     ("ce_recovered_zero", "recovered, zero", "of the loss, against zero-ablation"),
 )
 COMPARED = ("ev", "fvu", "l0", "delta_ce", "kl", "ce_recovered_mean", "ce_recovered_zero")
+ERROR_LABELS = {"fvu": "FVU", "delta_ce": "ΔCE, nats per token"}
 NAMES = {
     "coder": "coder",
     "pca": "PCA",
     "random_dictionary": "random dictionary",
+    "linear_map": "linear map of the same rank",
+    "linear_map_full": "linear map of full rank",
     "shuffled_decoder": "shuffled decoder",
     "frozen_decoder": "frozen decoder",
     "raw_neurons": "raw neurons",
@@ -40,10 +46,6 @@ def write_report(evaluations: Mapping[str, Evaluation], path: Path | str) -> Pat
 
     Raises `UserError` if there is none, or one of another schema.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    from sae.metrics import plots
-
     if not evaluations:
         raise UserError("There is no evaluation to report on; run `sae evaluate` first.")
     for name, evaluation in evaluations.items():
@@ -52,28 +54,57 @@ def write_report(evaluations: Mapping[str, Evaluation], path: Path | str) -> Pat
                 f"The evaluation of `{name}` has schema {evaluation.get('schema')!r}, not 1; "
                 "run `sae evaluate` again."
             )
+    names = _metric_order(evaluations)
+    return _write_page(
+        path,
+        "report.html.j2",
+        coders=[_coder(name, evaluation) for name, evaluation in evaluations.items()],
+        evaluations=evaluations,
+        first=next(iter(evaluations.values())),
+        headline=HEADLINE,
+        compared=[n for n in COMPARED if n in names],
+        names=NAMES,
+        metrics=names,
+        formulas=next(iter(evaluations.values()))["formulas"],
+        fronts=_fronts(evaluations),
+    )
+
+
+def write_comparison(comparison: Mapping[str, Any], path: Path | str) -> Path:
+    """Writes what `compare` found: fronts as figures, all coders by L0, errors at equal L0."""
+    from sae.metrics import plots
+
+    pages = []
+    for group in comparison["groups"]:
+        coders = group["coders"]
+        families = {name: coder["family"] for name, coder in coders.items()}
+        figures = {}
+        for error, label in ERROR_LABELS.items():
+            front, behind = group["fronts"][error], group["behind"][error]
+            points = [(n, coders[n]["l0"], coders[n][error]) for n in [*front, *behind]]
+            if points:
+                figures[error] = plots.front(points, label, front, families)
+        by_l0 = sorted(coders, key=lambda n, c=coders: (c[n]["l0"]["value"] or 0.0, n))
+        pages.append({**group, "figures": figures, "by_l0": by_l0})
+    return _write_page(path, "compare.html.j2", groups=pages, labels=ERROR_LABELS)
+
+
+def _write_page(path: Path | str, template: str, **content: Any) -> Path:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    from sae.metrics import plots
+
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(lambda name: (files("sae.metrics") / name).read_text()),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         number=number, interval=interval, described=described, count=plots.count, moment=moment
     )
-    template = environment.from_string((files("sae.metrics") / "report.html.j2").read_text())
-    names = _metric_order(evaluations)
-    return write_text(
-        path,
-        template.render(
-            coders=[_coder(name, evaluation) for name, evaluation in evaluations.items()],
-            evaluations=evaluations,
-            first=next(iter(evaluations.values())),
-            headline=HEADLINE,
-            compared=[n for n in COMPARED if n in names],
-            names=NAMES,
-            metrics=names,
-            formulas=next(iter(evaluations.values()))["formulas"],
-            fronts=_fronts(evaluations),
-        ),
-    )
+    return write_text(path, environment.get_template(template).render(**content))
 
 
 def _metric_order(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -98,6 +129,7 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
     }
     if "max_decoder_cosine" in histograms:
         figures["angles"] = plots.angles(histograms["max_decoder_cosine"], histograms["random"])
+    if "encoder_decoder" in histograms:
         figures["alignment"] = plots.alignment(histograms["encoder_decoder"])
     return {
         "name": name,
@@ -144,15 +176,14 @@ def _fronts(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
     if len(evaluations) < 2:
         return {}
     from sae.metrics import plots
+    from sae.metrics.front import front
 
     fronts = {}
-    for metric, label in (("fvu", "FVU"), ("delta_ce", "ΔCE, nats per token")):
-        points = [
-            (name, e["metrics"]["l0"], e["metrics"][metric]) for name, e in evaluations.items()
-        ]
-        points = [p for p in points if p[1]["value"] is not None and p[2]["value"] is not None]
+    for metric, label in ERROR_LABELS.items():
+        points = {n: (e["metrics"]["l0"], e["metrics"][metric]) for n, e in evaluations.items()}
+        points = {n: p for n, p in points.items() if None not in (e["value"] for e in p)}
         if points:
-            fronts[metric] = plots.front(points, label)
+            fronts[metric] = plots.front([(n, *p) for n, p in points.items()], label, front(points))
     return fronts
 
 

@@ -22,11 +22,20 @@ MIN_DOCUMENTS = 10  # with fewer, sequences are resampled instead, and the evalu
 
 @dataclass(frozen=True)
 class Batch:
-    """Activations of B rows: the scored ones and those at position 0."""
+    """Activations of B rows: the scored ones and those at position 0.
+
+    `x_BD` is what is to be predicted; `read_BD` what the coder is given, where that differs.
+    """
 
     x_BD: Tensor  # float32
     unit_B: Tensor  # int64
     scored_B: Tensor  # bool; the others are at position 0
+    read_BD: Tensor | None = None
+
+    @property
+    def given_BD(self) -> Tensor:
+        """What the coder is given."""
+        return self.x_BD if self.read_BD is None else self.read_BD
 
 
 @dataclass(frozen=True)
@@ -54,19 +63,25 @@ class Sample:
             yield run, slice(start, start + len(run))
             start += len(run)
 
-    def batches(self, site: str, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """Activations of the whole sample, a run at a time."""
+    def batches(
+        self, site: str, device: torch.device | str = "cpu", source: str | None = None
+    ) -> Iterator[Batch]:
+        """Activations of the whole sample at `site`, and at `source` too, a run at a time."""
         context = self.store.context
+        source = None if source == site else source
+
+        def rows(of: str, run: range) -> Tensor:
+            x_BD = torch.from_numpy(self.store.read(of, run.start * context, run.stop * context))
+            return x_BD.to(device, torch.float32)[wanted.to(device)]
+
         for run, where in self:
-            x = torch.from_numpy(self.store.read(site, run.start * context, run.stop * context)).to(
-                device, torch.float32
-            )
             scored = torch.from_numpy(self.scored_ST[where].reshape(-1))
             first = torch.zeros(len(run), context, dtype=torch.bool)
             first[:, 0] = True
             wanted = scored | first.flatten()
             unit = torch.from_numpy(self.unit_ST[where].reshape(-1))
-            yield Batch(x[wanted.to(device)], unit[wanted], scored[wanted])
+            read_BD = rows(source, run) if source else None
+            yield Batch(rows(site, run), unit[wanted], scored[wanted], read_BD)
 
     def some(self, sequences: int) -> "Sample":
         """About that many sequences of this sample (at least one), from four places in it."""

@@ -66,18 +66,20 @@ def score_activations(
     mean_D: Tensor,
     control_tokens: int,
     tell: Callable[[int, int], None],
+    source: str | None = None,
 ) -> Scored:
+    """Coder and controls on stored activations; they read `source`, if that is not `site`."""
     norms = {n: c.W_dec_FD.norm(dim=1) for n, c in {CODER: coder, **controls}.items()}
     counts = {n: Firings(len(norm), held.units, norm) for n, norm in norms.items()}
     scored = Scored(Part(held.units), Part(held.units), counts[CODER])
     blocks = max(1, round(len(held.runs) * min(1.0, control_tokens / max(1, held.tokens))))
     shared = set(np.linspace(0, len(held.runs) - 1, blocks).round().astype(int).tolist())
-    for number, batch in enumerate(held.batches(site, mean_D.device)):
+    for number, batch in enumerate(held.batches(site, mean_D.device, source)):
         part = scored.shared if number in shared else scored.rest
         methods = {CODER: coder, **(controls if number in shared else {})}
         add_data(part.data, batch, mean_D)
         for name, method in methods.items():
-            x_hat_BD, codes = reconstruct(method, batch.x_BD)
+            x_hat_BD, codes = reconstruct(method, batch.given_BD)
             sums = part.of(name)
             add_errors(sums, batch, x_hat_BD, mean_D)
             terms = counts[name].add(codes, batch.unit_B, batch.scored_B)
@@ -95,6 +97,7 @@ def score_losses(
     mean_D: Tensor,
     control_tokens: int,
     tell: Callable[[int, int], None],
+    source: str | None = None,
 ) -> dict[str, DocumentSums]:
     """Losses of the coder on all of the sample, of the controls on an even part of it."""
     context = heard.store.context
@@ -107,4 +110,5 @@ def score_losses(
         heard,
         lambda sequences: tell(sequences * context, heard.tokens_ST.size),
         dict.fromkeys(controls, turns),
+        source,
     )

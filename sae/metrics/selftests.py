@@ -55,11 +55,17 @@ class SelfTest:
 
 
 def run_self_tests(
-    coder: Coder, lm: "LanguageModel", site: str, sample: Sample, centre_D: Tensor
+    coder: Coder,
+    lm: "LanguageModel",
+    site: str,
+    source: str,
+    sample: Sample,
+    centre_D: Tensor,
 ) -> dict[str, dict[str, Any]]:
     """The `"self_tests"` key of an evaluation. Raises `SelfTestFailure` if one fails.
 
-    `sample` is of the held-out split; `centre_D` (D,) the mean of the train split.
+    The coder reads `source` and predicts `site`. `sample` is of the held-out split; `centre_D`
+    (D,) the mean of the train split at `site`.
     """
     context = sample.store.context
     rows = list(sample.some(max(1, ROWS // context)).batches(site, centre_D.device))
@@ -69,8 +75,8 @@ def run_self_tests(
         identity(rows, centre_D),
         known_scaling(rows, centre_D),
         oracle_dictionary(),
-        store_matches_model(lm, site, few),
-        *splices(coder, lm, site, few),
+        max((store_matches_model(lm, s, few) for s in (site, source)), key=lambda t: t.value),
+        *splices(coder, lm, site, source, few),
     ]
     if failed := [test for test in tests if not test.passed]:
         raise SelfTestFailure(
@@ -175,7 +181,9 @@ def store_matches_model(lm: "LanguageModel", site: str, few: Sample) -> SelfTest
 
 
 @torch.inference_mode()
-def splices(coder: Coder, lm: "LanguageModel", site: str, few: Sample) -> list[SelfTest]:
+def splices(
+    coder: Coder, lm: "LanguageModel", site: str, source: str, few: Sample
+) -> list[SelfTest]:
     """Losses with something known spliced in, against `LanguageModel`'s own full forward pass."""
     tokens_ST = torch.from_numpy(few.tokens_ST).to(lm.device)
     scored_ST = torch.from_numpy(few.scored_ST)
@@ -185,14 +193,16 @@ def splices(coder: Coder, lm: "LanguageModel", site: str, few: Sample) -> list[S
         return float(lm.token_losses(tokens_ST).cpu()[wanted_ST].double().mean())
 
     clean = loss()
-    x_ND = lm.capture(tokens_ST, [site])[site][:, 1:].flatten(0, 1).float()
-    error_ND = x_ND - coder(x_ND)
-    with lm.splice(site, lambda rows: coder(rows) + error_ND):
+    captured = lm.capture(tokens_ST, list({site, source}))
+    x_ND, given_ND = (captured[s][:, 1:].flatten(0, 1).float() for s in (site, source))
+    error_ND = x_ND - coder(given_ND)
+    read = source if source != site else None
+    with lm.splice(site, lambda rows: coder(rows) + error_ND, read):
         restored = loss()
-    with lm.splice(site, coder):
+    with lm.splice(site, coder, read):
         coded = loss()
-    methods = {"identity": lambda x: x.clone(), "coder": coder}
-    sums = fidelity.language_model_sums(lm, site, methods, {}, few)
+    sums = fidelity.language_model_sums(lm, site, {"identity": lambda x: x.clone()}, {}, few)
+    sums |= fidelity.language_model_sums(lm, site, {"coder": coder}, {}, few, source=source)
     found = {name: s.total("ce") / s.total("count") for name, s in sums.items()}
     return [
         SelfTest(

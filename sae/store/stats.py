@@ -23,7 +23,7 @@ class SiteSums:
     total_norm: float
 
     @classmethod
-    def of(cls, x_BD: npt.NDArray[np.float16]) -> "SiteSums":
+    def of(cls, x_BD: npt.NDArray[np.floating]) -> "SiteSums":
         total = np.zeros(x_BD.shape[1])
         square = norm = 0.0
         for start in range(0, len(x_BD), BLOCK):

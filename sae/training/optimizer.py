@@ -1,4 +1,4 @@
-"""Adam on unit-norm decoder rows."""
+"""Adam, on unit-norm decoder rows unless the coder leaves them free."""
 
 import math
 from typing import Any
@@ -51,6 +51,13 @@ class CoderOptimizer:
                 unit=self._unit(name),
             )
             weight.grad = None
+
+    def forget(self, latents: Tensor) -> None:
+        """Sets the moments of these latents to 0, in every weight that has a row per latent."""
+        for name, pair in self.moments.items():
+            if name.rpartition("_")[2].startswith("F"):  # W_enc_FD, b_enc_F, not b_dec_D
+                for moment in pair:
+                    moment[latents] = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {

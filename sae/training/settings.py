@@ -23,6 +23,8 @@ class Settings:
     auxk_k: int | None = None  # latents that model the residual; None: D / 2
     dead_after: int = 1_000_000  # tokens without firing after which a latent is dead
     grad_clip: float = 1.0  # largest norm of a coder's gradient
+    resample: tuple[float, ...] = ()  # when dead latents start again, in shares of the training
+    resample_window: float = 0.0125  # share of the training without firing that makes one dead
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -33,6 +35,12 @@ class Settings:
             raise UserError(
                 f"`warmup` {self.warmup} and `decay` {self.decay} are shares of the training; "
                 "together they must not exceed 1."
+            )
+        shares = (*self.resample, self.resample_window)
+        if not all(0 < share <= 1 for share in shares):
+            raise UserError(
+                f"`resample` {list(self.resample)} and `resample_window` {self.resample_window} "
+                "are shares of the training, above 0 and at most 1."
             )
 
     def peak_rate(self, d_sae: int) -> float:

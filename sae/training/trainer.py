@@ -8,11 +8,12 @@ from torch import Tensor
 
 from sae.base.devices import default_dtype
 from sae.base.errors import UserError
-from sae.coders import Coder
+from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
-from sae.training.dead import DeadLatents, auxk_loss
+from sae.training.dead import DeadLatents, auxk_step
 from sae.training.optimizer import CoderOptimizer
+from sae.training.resampling import Resampler
 from sae.training.settings import Settings
 
 
@@ -42,6 +43,8 @@ class CoderTrainer:
     """Trains `coder` on batches of one site, in units in which x has a variance of D in all.
 
     `stats` are those of the store's train split: they fix the scale and the initial b_dec.
+    A transcoder has a `target` as well: the site that it predicts, with its statistics and, from
+    them, a scale of its own.
     """
 
     def __init__(
@@ -53,60 +56,116 @@ class CoderTrainer:
         settings: Settings,
         device: str = "cpu",
         backend: Backend = "auto",
+        target: tuple[str, SiteStats] | None = None,
     ) -> None:
         self.name, self.site, self.settings = name, site, settings
-        if stats.variance <= 0:
-            raise UserError(f"The activations at `{site}` do not vary; there is nothing to learn.")
-        self.scale = (coder.d_in / stats.variance) ** 0.5
-        mean_D = torch.from_numpy(stats.mean_D * self.scale).float()
-        coder.initialise(mean_D, torch.Generator().manual_seed(settings.seed))
+        self.sites = (site,) if target is None else (site, target[0])
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.scale, mean_D = _normalisation(site, stats)
+        self.target_scale: float | None = None
+        if isinstance(coder, TwoSites):
+            if target is None:
+                raise UserError(
+                    f"`{coder.architecture}` predicts one site from another; name it as "
+                    "`target_site`."
+                )
+            self.target_scale, target_mean_D = _normalisation(*target)
+            coder.initialise(mean_D, generator, target_mean_D)
+        elif target is not None:
+            raise UserError(
+                f"`{coder.architecture}` reconstructs the site that it reads; only transcoders "
+                f"have a target site, such as `{target[0]}`."
+            )
+        else:
+            coder.initialise(mean_D, generator)
         self.coder = coder.to(device).train()
         self.kernels = get_kernels(backend, device)
         self.optimizer = CoderOptimizer(self.coder, settings.grad_clip, self.kernels)
         self.dead = DeadLatents(coder.d_sae, settings.dead_after, torch.device(device))
+        self.resampler = Resampler(self.coder, settings)
         self.auxk_k = settings.auxk_k or max(1, coder.d_in // 2)
         low = default_dtype(device)
         self.candidates = low if low is torch.bfloat16 else None
         self.done = 0
 
-    def step(self, raw_BD: Tensor) -> StepLog:
-        """One update on a batch of raw activations (B, D) of any floating dtype."""
+    @property
+    def units(self) -> tuple[str, float, torch.device]:
+        """What `scaled` depends on: trainers of equal units can share its result."""
+        return self.site, self.scale, self.coder.W_enc_FD.device
+
+    def scaled(self, raw_BD: Tensor) -> Tensor:
+        """Raw activations (B, D) of any floating dtype in the units and place of training."""
+        return raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
+
+    def step(self, raw_BD: Tensor, raw_target_BD: Tensor | None = None) -> StepLog:
+        """One update on a batch of raw activations (B, D) of any floating dtype.
+
+        A transcoder is given those of its target site too, (B, d_out).
+        """
+        return self.step_scaled(self.scaled(raw_BD), raw_target_BD)
+
+    def step_scaled(self, x_BD: Tensor, raw_target_BD: Tensor | None = None) -> StepLog:
+        """One update on what `scaled` made of a batch; `x_BD` is only read."""
         coder, settings = self.coder, self.settings
-        x_BD = raw_BD.to(self.coder.W_enc_FD.device, torch.float32) * self.scale
+        y_BD = x_BD
+        if raw_target_BD is not None and self.target_scale is not None:
+            y_BD = raw_target_BD.to(x_BD.device, torch.float32) * self.target_scale
+        coder.progress = self.done / settings.steps
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
-        error = (x_BD - forward.x_hat_BD).square().sum() / x_BD.numel()
+        error = (y_BD - forward.x_hat_BD).square().sum() / y_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
+        loss.backward()
         dead = self.dead.dead if coder.uses_auxk else torch.empty(0, dtype=torch.int64)
         auxk = None
         if len(dead) and settings.auxk_coefficient:
-            auxk = auxk_loss(
-                coder, x_BD, forward.x_hat_BD.detach(), dead, self.auxk_k, self.kernels
+            auxk = auxk_step(
+                coder,
+                x_BD,
+                (y_BD - forward.x_hat_BD).detach(),
+                dead,
+                self.auxk_k,
+                settings.auxk_coefficient,
+                self.kernels,
             )
-            loss = loss + settings.auxk_coefficient * auxk
-        loss.backward()
+            loss = loss.detach() + settings.auxk_coefficient * auxk
         rate = settings.rate(self.done, coder.d_sae)
         self.optimizer.step(rate)
+        coder.constrain()
         self.dead.update(forward.codes)
         self.done += 1
+        self.resampler.after_step(self.done, x_BD, forward, self.dead.silent_F, self.optimizer)
         l0 = forward.codes.acts_N.detach().count_nonzero() / len(x_BD)
-        auxk_value = None if auxk is None else auxk.detach()
-        return StepLog(loss.detach(), error.detach(), auxk_value, l0, len(dead), rate)
+        return StepLog(loss.detach(), error.detach(), auxk, l0, len(dead), rate)
 
     def finished_coder(self) -> Coder:
         """The coder that takes raw activations; training may go on afterwards."""
+        if isinstance(self.coder, TwoSites):
+            return self.coder.folded(self.scale, self.target_scale).cpu()
         return self.coder.folded(self.scale).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "done": self.done,
             "scale": self.scale,
+            "target_scale": self.target_scale,
             "coder": self.coder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "silent_F": self.dead.silent_F,
+            "resampler": self.resampler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coder.load_state_dict(state["coder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.dead.silent_F.copy_(state["silent_F"])
+        self.resampler.load_state_dict(state["resampler"])
         self.scale, self.done = float(state["scale"]), int(state["done"])
+        self.target_scale = state["target_scale"]
+
+
+def _normalisation(site: str, stats: SiteStats) -> tuple[float, Tensor]:
+    """The scale that gives activations a variance of D, and their mean in those units."""
+    if stats.variance <= 0:
+        raise UserError(f"The activations at `{site}` do not vary; there is nothing to learn.")
+    scale = (len(stats.mean_D) / stats.variance) ** 0.5
+    return scale, torch.from_numpy(stats.mean_D * scale).float()

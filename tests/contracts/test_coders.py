@@ -6,12 +6,40 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.coders import ARCHITECTURES, Coder, load_coder, make_coder, save_coder
+from sae.coders import (
+    ARCHITECTURES,
+    Coder,
+    TwoSites,
+    entries,
+    load_coder,
+    make_coder,
+    save_coder,
+)
+from sae.coders.gated import Gated
+from sae.coders.jumprelu import JumpReLU
 from sae.coders.registry import TRAINABLE
 from sae.kernels import get_kernels
 
 D, F, B = 12, 40, 64
-OPTIONS = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "relu": {"l1": 1.0}}
+OPTIONS = {
+    "topk": {"k": 4},
+    "batchtopk": {"k": 4},
+    "matryoshka": {"k": 4, "prefixes": (0.25, 0.5, 1.0)},
+    "relu": {"l1": 1.0},
+    "relu_unconstrained": {"l1": 1.0},
+    "gated": {"l1": 1.0},
+    "jumprelu": {"target_l0": 8},
+    "ista": {"steps": 3, "l1": 1.0},
+    "matching_pursuit": {"max_iterations": 4},
+    "switch": {"k": 4, "experts": 4},
+    "transcoder": {"k": 4, "d_out": 7},
+    "skip_transcoder": {"k": 4, "d_out": 7},
+    "relu_transcoder": {"l1": 1.0, "d_out": 7},
+    "relu_skip_transcoder": {"l1": 1.0, "d_out": 7},
+    "jumprelu_transcoder": {"d_out": 7},
+    "jumprelu_skip_transcoder": {"d_out": 7},
+}
+FREE_L0 = ("relu", "relu_unconstrained", "gated", "jumprelu", "relu_skip_transcoder")
 
 
 def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Tensor]:
@@ -24,8 +52,13 @@ def make_trained(architecture: str, scale: float = 1.0) -> tuple[Coder, torch.Te
         coder.b_enc_F.copy_(torch.randn(F) * 0.1)
     if architecture in TRAINABLE:
         coder.training_forward(x_BD * scale, get_kernels())
-    if architecture == "jumprelu":
+    if isinstance(coder, TwoSites) and coder.skip:
+        coder.W_skip_OD.data.normal_(0, 0.1)
+    if isinstance(coder, JumpReLU):
         coder.threshold_F.data.uniform_(0, 0.5)
+    if isinstance(coder, Gated):
+        coder.b_mag_F.data.uniform_(-0.5, 0.5)
+        coder.r_mag_F.data.uniform_(-0.5, 0.5)
     return coder, x_BD
 
 
@@ -59,7 +92,9 @@ def test_codes_are_not_negative_and_decode_linearly(architecture: str) -> None:
     codes = coder.encode(x_BD)
     assert (codes.acts_N >= 0).all()
     expected = codes.dense() @ coder.W_dec_FD + coder.b_dec_D
-    torch.testing.assert_close(coder.decode(codes), expected)
+    if isinstance(coder, TwoSites) and coder.skip:
+        expected = expected + x_BD @ coder.W_skip_OD.T
+    torch.testing.assert_close(coder.decode(codes, x_BD), expected)
 
 
 @pytest.mark.parametrize("architecture", TRAINABLE)
@@ -69,12 +104,33 @@ def test_backends_train_alike(architecture: str) -> None:
         coder, x_BD = make_trained(architecture)
         coder, x_BD = coder.double(), x_BD.double()
         forward = coder.training_forward(x_BD, get_kernels(backend))  # pyright: ignore
-        loss = (forward.x_hat_BD - x_BD).square().sum() + (forward.penalty or 0)
+        loss = (forward.x_hat_BD - 1).square().sum() + (forward.penalty or 0)
         loss.backward()
         gradients.append([p.grad for p in coder.parameters() if p.requires_grad])
     truth, *others = gradients
     for ours in others:
         torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("architecture", FREE_L0)
+def test_the_dense_form_and_the_sparse_form_train_alike(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where L0 is free: the same loss, codes and gradients, whichever form is chosen."""
+    found = []
+    for dense_above in (0.0, 1.0):
+        monkeypatch.setattr(entries, "DENSE_ABOVE", dense_above)
+        coder, x_BD = make_trained(architecture)
+        coder, x_BD = coder.double(), x_BD.double()
+        forward = coder.training_forward(x_BD, get_kernels())
+        loss = (forward.x_hat_BD - 1).square().sum() + (forward.penalty or 0)
+        loss.backward()
+        gradients = [p.grad for p in coder.parameters()]
+        penalty_B = coder.row_penalty(forward.codes)
+        found.append([loss, forward.codes.dense(), penalty_B, *gradients])
+    for sparse, dense in zip(*found, strict=True):
+        assert dense is not None
+        torch.testing.assert_close(sparse, dense)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -115,7 +171,7 @@ def test_mistakes_get_a_sentence(make, message: str) -> None:
     ("key", "value", "message"),
     [
         ("normalize_activations", "layer_norm", "normalize_activations"),
-        ("architecture", "gated", "gated"),
+        ("architecture", "temporal", "temporal"),
     ],
 )
 def test_settings_that_change_meaning_are_refused(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sae.base.errors import UserError
 from sae.corpus import Corpus, Document, open_corpus, pack_corpus, split_of
 from sae.corpus.near_duplicates import NearDuplicates
-from sae.corpus.python_source import split_source
+from sae.corpus.python_source import _python_files, split_source
 from sae.lm import LanguageModel
 
 
@@ -126,6 +126,31 @@ def test_docstrings_and_code_are_told_apart() -> None:
     assert prose == "Top.\n\n\nf\n\nSays\nhello."
     assert code == "def f():\n    return 1  # one"
     assert split_source("def broken(:") == ("", "def broken(:")
+
+
+def test_parsing_leaves_the_garbage_collector_as_it_was() -> None:
+    import gc
+
+    for source in ("x = 1", "def broken(:"):
+        split_source(source)
+        assert gc.isenabled()
+    gc.disable()
+    try:
+        split_source("x = 1")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_modules_are_found_outside_skipped_folders_alone(tmp_path: Path) -> None:
+    kept = ("a.py", "p/__init__.py", "p/b.py", "p/q/c.d.py", "testing/tests.py")
+    skipped = ("tests/t.py", "p/tests/deep/t.py", "p/__pycache__/x.py", "p/notes.txt", "p/py")
+    for name in (*kept, *skipped):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = dict(_python_files(tmp_path, ("top",)))
+    names = ("top.a", "top.p", "top.p.b", "top.p.q.c.d", "top.testing.tests")
+    assert found == {n: tmp_path / k for n, k in zip(names, kept, strict=True)}
 
 
 def test_near_duplicates_are_folded() -> None:

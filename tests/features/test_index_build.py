@@ -72,6 +72,7 @@ def lm() -> Any:
         model=GPT2LMHeadModel(config),
         tokenizer=tokenizer,
         name="tiny",
+        hash="m",
         d_model=D,
         vocab_size=len(TOKENS),
         bos_id=0,

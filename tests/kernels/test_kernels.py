@@ -1,5 +1,9 @@
 """Every backend against the reference, forward and backward, and by gradcheck."""
 
+import math
+import warnings
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +13,10 @@ from sae.kernels import Support, get_kernels, select_batchtopk, select_positive,
 from sae.kernels.codes import Codes
 
 B, D, F, K = 24, 6, 20, 3
-BACKENDS = ["sparse", "cpu"]
+BACKENDS = ["sparse", "cpu", "triton"]
+if find_spec("triton") is None:
+    BACKENDS.remove("triton")
+    warnings.warn("Triton is not installed: its kernels are not tested.", stacklevel=1)
 REFERENCE = get_kernels("reference")
 
 
@@ -51,7 +58,9 @@ def test_backend_agrees_with_reference(backend: str, name: str, dtype: torch.dty
         torch.testing.assert_close(ours, truth)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# Triton's interpreter is too slow for hundreds of evaluations; its sums stand under the same
+# autograd functions and agree with the reference's own gradients in float64 (above).
+@pytest.mark.parametrize("backend", ["sparse", "cpu"])
 @pytest.mark.parametrize("name", _supports())
 def test_gradcheck(backend: str, name: str) -> None:
     support, kernels = _supports()[name], get_kernels(backend)  # pyright: ignore
@@ -61,6 +70,70 @@ def test_gradcheck(backend: str, name: str) -> None:
     acts = torch.rand(len(support.indices_N), dtype=torch.float64).requires_grad_()
     W_dec = torch.randn(F, D, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, W: kernels.decode(a, W, support), (acts, W_dec))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("width", [20, 700, 5000])
+@pytest.mark.parametrize("kind", ["random", "ties", "negative", "constant"])
+def test_row_topk_is_that_of_the_reference(backend: str, width: int, kind: str) -> None:
+    torch.manual_seed(2)
+    x, W = torch.randn(30, 8), torch.randn(width, 8)
+    b = {"negative": torch.full((width,), -50.0)}.get(kind, torch.randn(width))
+    if kind == "ties":
+        W[1::2] = W[:-1:2]
+        b[1::2] = b[:-1:2]
+    if kind == "constant":
+        x, b = torch.zeros_like(x), torch.ones(width)
+    index, pre = get_kernels(backend).row_topk(x, W, b, 7)  # pyright: ignore
+    truth = REFERENCE.row_topk(x, W, b, 7)[1]
+    torch.testing.assert_close(pre.sort(1).values, truth.sort(1).values)
+    torch.testing.assert_close(pre, (x @ W.T + b).gather(1, index))
+    assert all(len(set(row)) == 7 for row in index.tolist())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("unit", [True, False])
+def test_adam_is_that_of_torch_and_of_the_reference(backend: str, unit: bool) -> None:
+    torch.manual_seed(4)
+    start = torch.nn.functional.normalize(torch.randn(50, 9), dim=1)
+    theirs = start.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], lr=0.01)
+    kernels = get_kernels(backend)  # pyright: ignore[reportArgumentType]
+    ours, truth = (
+        [start.clone(), torch.zeros_like(start), torch.zeros_like(start)] for _ in range(2)
+    )
+    for t in range(1, 6):
+        grad = torch.randn(50, 9)
+        options = {
+            "scale": 0.5,
+            "step_size": 0.01 / (1 - 0.9**t),
+            "root_correction": 1 / math.sqrt(1 - 0.999**t),
+            "eps": 1e-8,
+            "unit": unit,
+        }
+        expected = (grad.square().sum(1) - (grad * ours[0]).sum(1).square()).sum()
+        if unit:
+            assert kernels.tangent_square(grad, ours[0]) == pytest.approx(float(expected), rel=1e-4)
+        kernels.adam_rows(ours[0], grad, *ours[1:], **options)
+        REFERENCE.adam_rows(truth[0], grad, *truth[1:], **options)
+        theirs.grad = grad * 0.5
+        adam.step()
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b)
+    if unit:
+        torch.testing.assert_close(ours[0].norm(dim=1), torch.ones(50))
+    else:
+        torch.testing.assert_close(ours[0], theirs.detach())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_backend_of_another_device_is_a_sentence(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    device = "cuda" if backend == "cpu" else "cpu"
+    with pytest.raises(UserError, match=f"cannot work on `{device}`"):
+        get_kernels(backend, device)  # pyright: ignore[reportArgumentType]
 
 
 def test_topk_selects_the_largest() -> None:

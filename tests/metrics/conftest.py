@@ -35,7 +35,9 @@ def lm(tiny_folder: Path) -> LanguageModel:
     return LanguageModel(model, tokenizer, name="random", hash="h" * 8)
 
 
-def build_store(path: Path, lm: LanguageModel, document_length: int) -> ActivationStore:
+def build_store(
+    path: Path, lm: LanguageModel, document_length: int, sites: tuple[str, ...] = (SITE, MLP)
+) -> ActivationStore:
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, lm.vocab_size, size=(TRAIN + HELD, T)).astype(np.uint16)
     rows = np.arange(tokens.size)
@@ -45,7 +47,7 @@ def build_store(path: Path, lm: LanguageModel, document_length: int) -> Activati
     starts = np.flatnonzero(begins)
     names = [f"d{i}" for i in range(len(starts))]
     spec = StoreSpec(
-        sites={SITE: 32, MLP: 32},
+        sites={site: lm.site_width(site) for site in sites},
         context=T,
         sequences=TRAIN + HELD,
         splits={"train": (0, TRAIN), "heldout": (TRAIN, TRAIN + HELD)},

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sae.coders import Coder
-from sae.metrics.controls import CONTROLS, TrainData, fit_pca, matched_l0, random_dictionary
+from sae.metrics.controls import TrainData, controls_of, fit_pca, matched_l0, random_dictionary
 from sae.metrics.sample import draw
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, SITE
@@ -59,4 +59,4 @@ def test_random_dictionary_is_scaled_by_least_squares(coder: Coder, data: TrainD
 
 def test_controls_get_the_coders_own_l0(coder: Coder, data: TrainData) -> None:
     assert matched_l0(coder, data) == 6
-    assert set(CONTROLS) == {"pca", "random_dictionary"}
+    assert controls_of(coder) == ("pca", "random_dictionary")

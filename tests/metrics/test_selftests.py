@@ -1,6 +1,6 @@
 """A broken pipeline publishes nothing: every break below must stop the evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,17 @@ from torch import Tensor
 
 from sae.coders import Coder
 from sae.lm import LanguageModel
-from sae.metrics import SelfTestFailure, continuation, evaluate, fidelity, scoring, selftests
+from sae.metrics import (
+    SelfTestFailure,
+    continuation,
+    evaluate,
+    fidelity,
+    reconstruction,
+    scoring,
+    selftests,
+)
 from sae.metrics.continuation import Continuation
+from sae.metrics.sparsity import Firings
 from sae.store import ActivationStore
 
 
@@ -38,9 +47,7 @@ def test_a_sound_pipeline_passes(coder: Coder, store: ActivationStore, lm: Langu
     assert abs(tests["splice_error_restored"]["value"]) <= 1e-5
 
 
-def test_scaled_reconstructions_are_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def scaled_reconstructions(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = selftests.reconstruct
 
     def scaled(method: Any, x_BD: Tensor) -> tuple[Tensor, Any]:
@@ -49,28 +56,20 @@ def test_scaled_reconstructions_are_found(
 
     monkeypatch.setattr(selftests, "reconstruct", scaled)
     monkeypatch.setattr(scoring, "reconstruct", scaled)
-    with pytest.raises(SelfTestFailure, match="returning x itself must have EV 1"):
-        run(coder, store, lm)
 
 
-def test_a_splice_at_the_wrong_site_is_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def a_splice_at_the_wrong_site(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = lm.splice
 
     @contextmanager
-    def next_layer(site: str, replace: Any) -> Iterator[None]:
-        with honest("blocks.1.hook_resid_post", replace):
+    def next_layer(site: str, replace: Any, source: str | None = None) -> Iterator[None]:
+        with honest("blocks.1.hook_resid_post", replace, source):
             yield
 
     monkeypatch.setattr(lm, "splice", next_layer)
-    with pytest.raises(SelfTestFailure, match=r"splicing x̂ \+ e must give the clean loss"):
-        run(coder, store, lm)
 
 
-def test_reading_the_wrong_layer_is_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def reading_the_wrong_layer(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = lm.capture
 
     def next_layer(tokens_ST: Tensor, sites: list[str]) -> dict[str, Tensor]:
@@ -78,52 +77,34 @@ def test_reading_the_wrong_layer_is_found(
         return dict.fromkeys(sites, found["blocks.1.hook_resid_post"])
 
     monkeypatch.setattr(lm, "capture", next_layer)
-    with pytest.raises(SelfTestFailure, match="store_matches_model"):
-        run(coder, store, lm)
 
 
-def test_going_on_from_the_wrong_block_is_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def going_on_from_the_wrong_block(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     class OffByOne(Continuation):
-        def __init__(self, lm: LanguageModel, site: str) -> None:
-            super().__init__(lm, site)
+        def __init__(self, lm: LanguageModel, site: str, source: str | None = None) -> None:
+            super().__init__(lm, site, source)
             assert self._next_block is not None
             self._next_block += 1
 
     monkeypatch.setattr(fidelity, "Continuation", OffByOne)
-    with pytest.raises(SelfTestFailure, match="splicing x itself must cost"):
-        run(coder, store, lm)
 
 
-def test_a_scaled_splice_is_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def a_scaled_splice(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = continuation.spliced
     monkeypatch.setattr(continuation, "spliced", lambda x, f: honest(x, lambda rows: 1.1 * f(rows)))
-    with pytest.raises(SelfTestFailure, match="No evaluation is published"):
-        run(coder, store, lm)
 
 
-def test_a_variance_formula_of_published_tools_is_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+def a_variance_formula_of_published_tools(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sae.metrics import reconstruction
-
     def published(n: Any, squares: Any, total: Any) -> Any:
         mean_square = squares / n
         return mean_square - (mean_square / total.shape[1]) ** 2
 
     monkeypatch.setattr(reconstruction, "_variance", published)
-    with pytest.raises(SelfTestFailure, match="predicting the mean must have EV 0"):
-        run(coder, store, lm)
 
 
-def test_lost_firings_are_found(
-    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sae.metrics.sparsity import Firings
-
+def lost_firings(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Firings._count
 
     def forgetful(
@@ -132,7 +113,30 @@ def test_lost_firings_are_found(
         honest(self, latent_N[1:], row_N[1:], unit_B, scored_B)
 
     monkeypatch.setattr(Firings, "_count", forgetful)
-    with pytest.raises(SelfTestFailure, match="true dictionary"):
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "message"),
+    [
+        (scaled_reconstructions, "returning x itself must have EV 1"),
+        (a_splice_at_the_wrong_site, r"splicing x̂ \+ e must give the clean loss"),
+        (reading_the_wrong_layer, "store_matches_model"),
+        (going_on_from_the_wrong_block, "splicing x itself must cost"),
+        (a_scaled_splice, "No evaluation is published"),
+        (a_variance_formula_of_published_tools, "predicting the mean must have EV 0"),
+        (lost_firings, "true dictionary"),
+    ],
+)
+def test_a_broken_pipeline_is_found(
+    coder: Coder,
+    store: ActivationStore,
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    sabotage: Callable[[LanguageModel, pytest.MonkeyPatch], None],
+    message: str,
+) -> None:
+    sabotage(lm, monkeypatch)
+    with pytest.raises(SelfTestFailure, match=message):
         run(coder, store, lm)
 
 

@@ -56,6 +56,7 @@ def test_a_run_makes_everything(finished: Path) -> None:
         "coders/topk/training.jsonl",
         "evaluation/topk.json",
         "evaluation/report.html",
+        "evaluation/compare/comparison.html",
         "features/topk/index.json",
         "export/topk.h5",
     ):
@@ -76,10 +77,13 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     ("settings", "stages"),
     [
         (["--export.features", "1-5"], ["export topk"]),
-        (["evaluate.seed=3"], ["evaluate topk"]),
-        (["train.batch=128"], ["train topk", "evaluate topk", "index topk", "export topk"]),
+        (["evaluate.seed=3"], ["evaluate topk", "compare"]),
+        (
+            ["train.batch=128"],
+            ["train topk", "evaluate topk", "compare", "index topk", "export topk"],
+        ),
         (["--from", "index"], ["index topk", "export topk"]),
-        (["--only", "evaluate", "evaluate.seed=3"], ["evaluate topk"]),
+        (["--only", "evaluate", "evaluate.seed=3"], ["evaluate topk", "compare"]),
         (["train.checkpoint_seconds=5"], []),
     ],
 )
@@ -97,7 +101,8 @@ def test_a_new_coder_leaves_the_others_alone(finished: Path) -> None:
         "train.coders=[{name: topk, k: 4, expansion: 4}, {name: b, architecture: batchtopk, k: 3}]"
     )
     lines = sae("run", str(finished), "--dry-run", both).splitlines()
-    assert lines == [f"would do {s} b" for s in ("train", "evaluate", "index", "export")]
+    done = ("train b", "evaluate b", "compare", "index b", "export b")
+    assert lines == [f"would do {what}" for what in done]
 
 
 def test_verify_finds_what_is_broken(finished: Path, tmp_path: Path) -> None:

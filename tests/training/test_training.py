@@ -4,49 +4,52 @@ import numpy as np
 import pytest
 import torch
 
-import sae.store.schema as schema
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.coders import Codes, make_coder
-from sae.coders.registry import TRAINABLE
+from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.kernels import Support, get_kernels
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
-from sae.training.dead import DeadLatents, auxk_loss
+from sae.training.dead import DeadLatents, auxk_step
 from tests.contracts.test_coders import OPTIONS
-from tests.store.fixtures import make_store
 
 SITE = "blocks.0.hook_resid_post"
+TARGET = "blocks.1.hook_mlp_out"
 STEPS, BATCH = 40, 64
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ActivationStore:
-    monkeypatch.setattr(schema, "CHUNK_ROWS", 64)
-    monkeypatch.setattr(schema, "SHARD_ROWS", 512)
-    return make_store(tmp_path / "s.zarr")[0]
+class Killed(Exception):  # noqa: N818
+    pass
 
 
 def _trainers(store: ActivationStore, names: tuple[str, ...] = TRAINABLE) -> list[CoderTrainer]:
     settings = Settings(steps=STEPS, batch=BATCH, dead_after=640, learning_rate=3e-3)
-    return [
-        CoderTrainer(n, make_coder(n, 16, 64, **OPTIONS[n]), SITE, store.stats(SITE), settings)
-        for n in names
-    ]
+    return [_trainer(store, name, settings) for name in names]
 
 
-def _reader(store: ActivationStore) -> ShuffledReader:
-    return ShuffledReader(store, [SITE], BATCH, window=4)
+def _trainer(store: ActivationStore, name: str, settings: Settings) -> CoderTrainer:
+    options, target = dict(OPTIONS[name]), None
+    if name in TWO_SITES:
+        options["d_out"], target = store.width[TARGET], (TARGET, store.stats(TARGET))
+    coder = make_coder(name, 16, 64, **options)
+    return CoderTrainer(name, coder, SITE, store.stats(SITE), settings, target=target)
+
+
+def make_reader(store: ActivationStore) -> ShuffledReader:
+    return ShuffledReader(store, [SITE, TARGET], BATCH, window=4)
 
 
 def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> None:
     trainers = _trainers(store)
-    facts = train(trainers, _reader(store), tmp_path / "c", STEPS, fingerprint="a", log_every=10)
+    facts = train(
+        trainers, make_reader(store), tmp_path / "c", STEPS, fingerprint="a", log_every=10
+    )
     assert facts["tokens"] == STEPS * BATCH
     for trainer in trainers:
         lines = (tmp_path / "c" / trainer.name / "training.jsonl").read_text().splitlines()
         assert len(lines) == STEPS // 10
-        norms = trainer.coder.W_dec_FD.norm(dim=1)
+        norms = trainer.finished_coder().W_dec_FD.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))
     x = torch.from_numpy(store.read(SITE, 0, 512).astype(np.float32))
     before = make_coder("topk", 16, 64, k=4)
@@ -59,10 +62,7 @@ def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> Non
 def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None:
     """Killed after a checkpoint and started again: the weights of an undisturbed run."""
     undisturbed = _trainers(store)
-    train(undisturbed, _reader(store), tmp_path / "a", STEPS, fingerprint="a", log_every=5)
-
-    class Killed(Exception):  # noqa: N818
-        pass
+    train(undisturbed, make_reader(store), tmp_path / "a", STEPS, fingerprint="a", log_every=5)
 
     def kill_at_25(step: int) -> None:
         if step == 25:
@@ -72,7 +72,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
     with pytest.raises(Killed):
         train(
             first,
-            _reader(store),
+            make_reader(store),
             tmp_path / "b",
             STEPS,
             fingerprint="a",
@@ -82,7 +82,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
         )
     assert read_json(tmp_path / "b" / "checkpoint.json")["step"] == 24
     second = _trainers(store)
-    train(second, _reader(store), tmp_path / "b", STEPS, fingerprint="a", log_every=5)
+    train(second, make_reader(store), tmp_path / "b", STEPS, fingerprint="a", log_every=5)
     for ours, truth in zip(second, undisturbed, strict=True):
         for (name, a), b in zip(
             ours.coder.state_dict().items(), truth.coder.state_dict().values(), strict=True
@@ -96,16 +96,16 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
 def test_a_checkpoint_of_another_training_is_not_used(
     store: ActivationStore, tmp_path: Path
 ) -> None:
-    train(_trainers(store), _reader(store), tmp_path, STEPS, fingerprint="a")
-    facts = train(_trainers(store), _reader(store), tmp_path, STEPS, fingerprint="b")
+    train(_trainers(store), make_reader(store), tmp_path, STEPS, fingerprint="a")
+    facts = train(_trainers(store), make_reader(store), tmp_path, STEPS, fingerprint="b")
     assert facts["steps"] == STEPS
 
 
 def test_a_damaged_checkpoint_is_a_sentence(store: ActivationStore, tmp_path: Path) -> None:
-    train(_trainers(store, ("topk",)), _reader(store), tmp_path, STEPS, fingerprint="a")
+    train(_trainers(store, ("topk",)), make_reader(store), tmp_path, STEPS, fingerprint="a")
     (tmp_path / "topk" / "checkpoint" / f"step-{STEPS}.pt").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
-        train(_trainers(store, ("topk",)), _reader(store), tmp_path, STEPS, fingerprint="a")
+        train(_trainers(store, ("topk",)), make_reader(store), tmp_path, STEPS, fingerprint="a")
 
 
 def test_logging_and_reading_the_coder_change_nothing(
@@ -121,7 +121,7 @@ def test_logging_and_reading_the_coder_change_nothing(
 
         train(
             trainers,
-            _reader(store),
+            make_reader(store),
             tmp_path / name,
             STEPS,
             fingerprint="a",
@@ -149,13 +149,13 @@ def _auxk_parts(backend: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     x = torch.randn(50, 8, dtype=torch.float64)
     dead = torch.tensor([1, 5, 6, 30])
     x_hat = coder(x).detach()
-    loss = auxk_loss(coder, x, x_hat, dead, 2, get_kernels(backend))  # pyright: ignore
-    loss.backward()
+    loss = auxk_step(coder, x, x - x_hat, dead, 2, 1.0, get_kernels(backend))  # pyright: ignore
     return loss, {n: p.grad for n, p in coder.named_parameters() if p.grad is not None}
 
 
-def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
-    _, gradients = _auxk_parts("sparse")
+@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
+def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) -> None:
+    _, gradients = _auxk_parts(backend)
     living = torch.ones(32, dtype=torch.bool)
     living[[1, 5, 6, 30]] = False
     for name in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
@@ -164,7 +164,8 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
     assert "b_dec_D" not in gradients
 
 
-def test_auxk_agrees_with_its_formula() -> None:
+@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
+def test_auxk_agrees_with_its_formula(backend: str) -> None:
     """Dense, by hand: only dead latents ranked, no bias in the estimate, residual constant."""
     torch.manual_seed(0)
     coder = make_coder("topk", 8, 32, k=3).double()
@@ -174,10 +175,12 @@ def test_auxk_agrees_with_its_formula() -> None:
     residual = x - coder(x).detach()
     pre = (x - coder.b_dec_D.detach()) @ coder.W_enc_FD[dead].T + coder.b_enc_F[dead]
     values, indices = pre.topk(2, dim=1)
-    estimate = torch.einsum("bk,bkd->bd", values.relu(), coder.W_dec_FD[dead][indices])
+    estimate = torch.einsum(
+        "bk,bkd->bd", torch.where(values > 0, values, 0.1 * values), coder.W_dec_FD[dead][indices]
+    )
     wanted = (residual - estimate).square().sum() / residual.square().sum()
     wanted.backward()
-    loss, gradients = _auxk_parts("sparse")
+    loss, gradients = _auxk_parts(backend)
     torch.testing.assert_close(loss.detach(), wanted.detach())
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, dict(coder.named_parameters())[name].grad)
@@ -217,3 +220,31 @@ def test_mistakes_get_a_sentence(make, message: str) -> None:
 def test_support_of_aux_latents_is_global() -> None:
     support = Support.fixed(torch.tensor([[30, 1]]), 32)
     assert support.latent_major[2][-1] == 2
+
+
+def test_a_transcoder_is_trained_in_the_units_of_both_sites(store: ActivationStore) -> None:
+    """Its error is the share of the target's variance; saved, it predicts the raw target."""
+    trainer = _trainer(store, "transcoder", Settings(steps=STEPS, batch=BATCH, learning_rate=1e-4))
+    stats = store.stats(TARGET)
+    assert trainer.target_scale == pytest.approx((8 / stats.variance) ** 0.5)
+    x, y = (torch.from_numpy(store.read(s, 0, 4096).astype(np.float32)) for s in (SITE, TARGET))
+    log = trainer.step(x, y)
+    trained = trainer.coder.for_inference()(x * trainer.scale)
+    torch.testing.assert_close(trainer.finished_coder()(x), trained / trainer.target_scale)
+    with torch.no_grad():
+        trainer.coder.threshold.fill_(1e9)  # nothing fires: what is left is the mean
+        mean = trainer.finished_coder()(x)
+    assert float((y - mean).square().sum(1).mean()) == pytest.approx(stats.variance, rel=0.1)
+    assert float(log.error) > 0
+
+
+def test_two_sites_need_a_target_and_one_site_has_none(store: ActivationStore) -> None:
+    settings = Settings(steps=STEPS, batch=BATCH)
+    coder = make_coder("transcoder", 16, 64, d_out=8)
+    with pytest.raises(UserError, match="name it as `target_site`"):
+        CoderTrainer("t", coder, SITE, store.stats(SITE), settings)
+    target = (TARGET, store.stats(TARGET))
+    with pytest.raises(UserError, match="only transcoders have a target site"):
+        CoderTrainer(
+            "t", make_coder("topk", 16, 64, k=4), SITE, store.stats(SITE), settings, target=target
+        )

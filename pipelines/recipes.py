@@ -1,0 +1,28 @@
+"""Published recipes: settings of a coder that `recipe: NAME` fills in; what is given wins.
+
+Lengths are shares of the training, so that a recipe scales with it.
+"""
+
+from typing import Any
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # Bricken et al. 2023, "Towards Monosemanticity": dead latents are resampled after 25, 50, 75
+    # and 100 thousand steps; dead is who was silent for 12,500. Of 8 billion activations in
+    # batches of 8,192, which are 976,562 steps; a constant learning rate.
+    "towards-monosemanticity": {
+        "architecture": "relu",
+        "resample": (0.0256, 0.0512, 0.0768, 0.1024),
+        "resample_window": 0.0128,
+        "warmup": 0.0,
+        "decay": 0.0,
+    },
+    # Anthropic, Circuits Updates, April 2024, "Update on how we train SAEs": free decoder norms,
+    # the penalty rises over the first 5 % of steps, the rate falls over the last 20 %.
+    "anthropic-april-2024": {
+        "architecture": "relu_unconstrained",
+        "l1": 5.0,
+        "l1_warmup": 0.05,
+        "warmup": 0.0,
+        "decay": 0.2,
+    },
+}

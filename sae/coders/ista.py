@@ -1,0 +1,141 @@
+"""ISTA: the encoder is an optimiser of the codes, cut off after a few steps.
+
+    minimise over f ≥ 0:   ‖x − b_dec − W_decᵀ f‖² + l1 · Σ f            (λ = l1 / 2 in the form
+                                                                          ½‖·‖² + λ‖f‖₁)
+    f_0     = ReLU(W_enc (x − b_dec) + b_enc)
+    f_{t+1} = ReLU(g + η_t (W_dec (x − b_dec − W_decᵀ g) − l1 / 2)),
+    g       = f_t + β_t (f_t − f_{t−1}),  β_t Nesterov's
+
+Beck & Teboulle 2009, "A Fast Iterative Shrinkage-Thresholding Algorithm" (the accelerated form);
+Gregor & LeCun 2010, "Learning Fast Approximations of Sparse Coding" (unrolled, with what is
+learned: here the first guess f_0 and the step sizes η_t). The problem is convex, so that with
+steps of 1 / ‖W_dec‖² or less the codes reach its optimum from any f_0; each step then closes a
+part of the gap between an amortised encoder and sparse coding.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sae.base.errors import UserError
+from sae.coders.contract import Coder, Forward
+from sae.coders.relu import check_weight
+from sae.kernels import Codes, Kernels, Support
+
+CHUNK_VALUES = 1 << 26  # of the dense (rows, F) codes that are iterated on at a time
+
+
+class ISTA(Coder):
+    """Codes after `steps` accelerated proximal gradient steps on the decoder itself.
+
+    `l1` is in units of the activations that the coder reads, so that `folded` changes it.
+    Training minimises the same objective over weights and step sizes.
+    """
+
+    architecture = "ista"
+    hyperparameters = ("steps", "l1")
+    squared_norm: Tensor  # ‖W_dec‖², the Lipschitz constant of the gradient / 2
+    direction_D: Tensor  # the right singular vector that belongs to it
+
+    def __init__(self, d_in: int, d_sae: int, steps: int = 4, l1: float = 5.0) -> None:
+        if steps < 1:
+            raise UserError(f"`steps` is {steps}; at least one is needed.")
+        check_weight("l1", l1)
+        super().__init__(d_in, d_sae)
+        self.steps, self.l1 = steps, l1
+        self.log_gain_T = nn.Parameter(torch.zeros(steps))  # of η_t ‖W_dec‖²
+        self.register_buffer("squared_norm", torch.tensor(1.0))
+        self.register_buffer("direction_D", torch.zeros(d_in))
+
+    def initialise(self, mean_D: Tensor, generator: torch.Generator) -> None:
+        super().initialise(mean_D, generator)
+        with torch.no_grad():
+            self.log_gain_T.zero_()
+            values_D, vectors_DD = torch.linalg.eigh(self.W_dec_FD.T @ self.W_dec_FD)
+            self.squared_norm.copy_(values_D[-1])
+            self.direction_D.copy_(vectors_DD[:, -1])
+
+    def step_sizes(self) -> Tensor:
+        """η_t, one per step."""
+        return self.log_gain_T.exp() / self.squared_norm
+
+    def select(self, centred_BD: Tensor) -> Support:
+        return self._iterated(centred_BD).support
+
+    def infer(self, x_BD: Tensor) -> Codes:
+        return self._iterated(x_BD - self.b_dec_D)
+
+    def training_forward(
+        self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
+    ) -> Forward:
+        self._follow_norm()
+        codes = self._iterated(x_BD - self.b_dec_D)
+        x_hat_BD = kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
+        penalty = self.l1 * codes.acts_N.sum() / (len(x_BD) * self.d_in)
+        return Forward(x_hat_BD, codes, penalty)
+
+    def scale_units(self, factor: float) -> None:
+        self.l1 *= factor
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        return {**super().saved_tensors(), "step_sizes": self.step_sizes().detach()}
+
+    def load_saved(self, tensors: Mapping[str, Tensor]) -> Self:
+        super().load_saved(tensors)
+        with torch.no_grad():
+            self.squared_norm.fill_(1.0)
+            self.log_gain_T.copy_(tensors["step_sizes"].log())
+        return self
+
+    def _iterated(self, centred_BD: Tensor) -> Codes:
+        """The codes, chunk by chunk; only their support outlives a chunk.
+
+        With gradients and more than one chunk, the steps of a chunk are computed again in the
+        backward pass, so that memory holds those of one chunk.
+        """
+        chunks = centred_BD.split(max(1, CHUNK_VALUES // self.d_sae))
+        again = len(chunks) > 1 and torch.is_grad_enabled()
+        acts, indices, counts = [], [], [torch.zeros(1, dtype=torch.int64)]
+        for chunk_BD in chunks:
+            found = checkpoint(self._unroll, chunk_BD, use_reentrant=False) if again else None
+            acts_BF = cast(Tensor, found) if again else self._unroll(chunk_BD)
+            row_N, latent_N = (acts_BF.detach() > 0).nonzero(as_tuple=True)
+            acts.append(acts_BF[row_N, latent_N])
+            indices.append(latent_N)
+            counts.append(torch.bincount(row_N, minlength=len(chunk_BD)))
+        counts[0] = counts[0].to(centred_BD.device)
+        offsets_B1 = torch.cat(counts).cumsum(0)
+        return Codes(torch.cat(acts), Support(torch.cat(indices), offsets_B1, self.d_sae))
+
+    def _unroll(self, centred_BD: Tensor) -> Tensor:
+        """Dense codes (rows, F) of a chunk."""
+        acts_BF = torch.relu(torch.addmm(self.b_enc_F, centred_BD, self.W_enc_FD.T))
+        ahead_BF = acts_BF
+        for size, momentum in zip(self.step_sizes().unbind(), nesterov(self.steps), strict=True):
+            left_BD = torch.addmm(centred_BD, ahead_BF, self.W_dec_FD, alpha=-1)
+            gain_BF = left_BD @ self.W_dec_FD.T - self.l1 / 2
+            new_BF = torch.relu(ahead_BF + size * gain_BF)
+            ahead_BF = new_BF + momentum * (new_BF - acts_BF)
+            acts_BF = new_BF
+        return acts_BF
+
+    @torch.no_grad()
+    def _follow_norm(self) -> None:
+        """‖W_dec‖² by one step of the power method from where the last training step left it."""
+        image_F = self.W_dec_FD @ self.direction_D
+        self.squared_norm.copy_(image_F.square().sum())
+        direction_D = image_F @ self.W_dec_FD
+        self.direction_D.copy_(direction_D / direction_D.norm().clamp_min(1e-30))
+
+
+def nesterov(steps: int) -> Iterator[float]:
+    """β_t = (s_t − 1) / s_{t+1} with s_1 = 1, s_{t+1} = (1 + √(1 + 4 s_t²)) / 2."""
+    s = 1.0
+    for _ in range(steps):
+        following = (1 + math.sqrt(1 + 4 * s * s)) / 2
+        yield (s - 1) / following
+        s = following

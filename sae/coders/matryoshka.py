@@ -1,0 +1,70 @@
+"""Matryoshka: nested dictionaries, each of which must reconstruct on its own.
+
+Bussmann, Nabeshima, Karvonen & Nanda 2025, "Learning Multi-Level Features with Matryoshka
+Sparse Autoencoders". Codes, threshold and saved form are those of BatchTopK.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sae.base.errors import UserError
+from sae.coders.batchtopk import BatchTopK
+from sae.coders.contract import Forward
+from sae.kernels import Kernels, Support
+
+PREFIXES = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)  # the paper's 2,048 ... 65,536 of 65,536
+
+
+class Matryoshka(BatchTopK):
+    """BatchTopK over all F latents; loss = Σ_m ‖x − x̂_m‖² / D, where x̂_m is decoded from those
+    active latents that are among the first `prefixes[m]` · F.
+
+    Early latents must do without the later ones, so they keep the general features that a
+    plain dictionary would split up. `prefixes` are shares of the dictionary, the last one 1.
+    """
+
+    architecture = "matryoshka"
+    hyperparameters = ("k",)
+
+    def __init__(
+        self, d_in: int, d_sae: int, k: int = 32, prefixes: Sequence[float] = PREFIXES
+    ) -> None:
+        super().__init__(d_in, d_sae, k)
+        self.prefixes = tuple(float(share) for share in prefixes)
+        self.ends = tuple(round(share * d_sae) for share in self.prefixes)
+        if not self.ends or self.ends[-1] != d_sae:
+            raise UserError(f"prefixes are {self.prefixes}; the last one must be 1.")
+        if any(b <= a for a, b in zip((0, *self.ends), self.ends, strict=False)):
+            raise UserError(
+                f"prefixes are {self.prefixes}; of {d_sae} latents they must be rising shares, "
+                "each of at least one latent more than the one before."
+            )
+
+    def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
+        """One encoding, one decoding of each entry: x̂_m is x̂_(m−1) and the group's own sum."""
+        codes = self._codes_at(x_BD, support, kernels)
+        starts = (0, *self.ends[:-1])
+        sizes = [end - start for start, end in zip(starts, self.ends, strict=True)]
+        # `split` joins the groups' gradients once; slices would each fill an (F, D) with zeros.
+        groups = self.W_dec_FD.split(sizes)
+        x_hat_BD = self.b_dec_D.expand_as(x_BD)
+        nested = x_BD.new_zeros(())
+        for start, W_dec_GD in zip(starts, groups, strict=True):
+            chosen_N, within = _group(support, start, len(W_dec_GD))
+            acts_N = codes.acts_N.index_select(0, chosen_N)
+            x_hat_BD = x_hat_BD + kernels.decode(acts_N, W_dec_GD, within)
+            if start != starts[-1]:
+                nested = nested + (x_BD - x_hat_BD).square().sum()
+        return Forward(x_hat_BD, codes, nested / x_BD.numel())
+
+
+def _group(support: Support, start: int, size: int) -> tuple[Tensor, Support]:
+    """Entries of latents [start, start + size): their places, and the support within the group."""
+    latents_N = support.indices_N - start
+    chosen_N = ((latents_N >= 0) & (latents_N < size)).nonzero()[:, 0]
+    counts = torch.bincount(support.row_of_N[chosen_N], minlength=support.rows)
+    offsets = torch.zeros(support.rows + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return chosen_N, Support(latents_N[chosen_N], offsets, size)

@@ -1,0 +1,77 @@
+"""The text that an index is of: token ids in packed rows, and the documents that they come from."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sae.base.errors import UserError
+from sae.features import layout
+from sae.features.vocabulary import Vocabulary
+from sae.features.windows import Document
+
+
+class IndexedText:
+    """Row r is position r % T of sequence r // T; documents follow each other in row order."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.tokens_ST = np.load(folder / layout.TOKENS, mmap_mode="r")
+
+    @property
+    def context(self) -> int:
+        """T."""
+        return self.tokens_ST.shape[1]
+
+    @property
+    def sequences(self) -> int:
+        """S."""
+        return self.tokens_ST.shape[0]
+
+    @property
+    def tokens_indexed(self) -> int:
+        """Rows that could fire: all but position 0 of each packed row."""
+        return self.sequences * (self.context - 1)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.read(self.folder / layout.VOCABULARY)
+
+    @cached_property
+    def token_counts_V(self) -> np.ndarray:
+        """How often each token occurs in the indexed rows (position 0 left out); (V,) int64."""
+        return np.bincount(self.tokens_ST[:, 1:].reshape(-1), minlength=len(self.vocabulary))
+
+    def documents_of(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Document number of each row."""
+        found = np.searchsorted(self._document_starts, np.asarray(rows), side="right") - 1
+        return np.maximum(found, 0)
+
+    def document_of(self, row: int) -> Document:
+        """The document that `row` lies in."""
+        return self.document(int(self.documents_of([row])[0]))
+
+    def document(self, number: int) -> Document:
+        """Document `number` of the index."""
+        starts = self._document_starts
+        if not 0 <= number < len(starts):
+            raise UserError(
+                f"Document {number} does not exist; this index has documents 0 to "
+                f"{len(starts) - 1}."
+            )
+        stop = int(starts[number + 1]) if number + 1 < len(starts) else self.tokens_ST.size
+        id_, title, split = (self._documents[name][number] for name in ("id", "title", "split"))
+        return Document(number, id_, title, split, int(starts[number]), stop)
+
+    @cached_property
+    def _documents(self) -> dict[str, list[str]]:
+        table = pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["id", "title", "split"])
+        return {str(name): column.astype(str).to_list() for name, column in table.items()}
+
+    @cached_property
+    def _document_starts(self) -> np.ndarray:
+        return pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["start"])[
+            "start"
+        ].to_numpy()
