@@ -37,7 +37,7 @@ from benchmarks.recovery_systems import (
     sklearn,
 )
 from sae.base.files import read_json, write_json
-from sae.coders.registry import TRAINABLE
+from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.metrics.recovery import recovery_of
 
 HERE = Path(__file__).parent
@@ -49,7 +49,9 @@ System = tuple[str, str]  # who, and which architecture
 
 def systems(given: argparse.Namespace) -> dict[System, Callable[[Data], Found]]:
     runs: dict[System, Callable[[Data], Found]] = {
-        ("loupe", name): lambda data, a=name: loupe(a, data) for name in TRAINABLE
+        ("loupe", name): lambda data, a=name: loupe(a, data)
+        for name in TRAINABLE
+        if name not in TWO_SITES
     }
     for system, architecture in PEERS:
         python = given.peers / system / "bin" / "python"

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from sae.base.files import write_json
-from sae.coders import ARCHITECTURES, make_coder
+from sae.coders import make_coder
 from sae.metrics.recovery import as_csr
 from sae.synthetic import SITE, Recipe, Sample, SyntheticStream, SyntheticTruth
 from sae.training import CoderTrainer, Settings
@@ -25,7 +25,13 @@ CASES = {
     "structured": replace(PLAIN, families=16, exclusive=(16, 2), correlated=(16, 3)),
 }
 WIDTH, K, TEST_ROWS = PLAIN.features, round(PLAIN.l0), 20_000
-OPTIONS = {"relu": {"l1": 1.0}}  # the default of 5, for language models, silences most features
+L1 = 1.0  # the default of 5, for language models, silences most features here
+OPTIONS = {
+    **{key: {"l1": L1} for key in ("relu", "relu_unconstrained", "gated", "ista")},
+    **{key: {"k": K} for key in ("topk", "batchtopk", "matryoshka", "switch")},
+    "jumprelu": {"target_l0": K},
+    "matching_pursuit": {"max_iterations": K},
+}
 PEERS = {  # (system, architecture) -> package
     ("sae_lens", "topk"): "sae-lens",
     ("sae_lens", "batchtopk"): "sae-lens",
@@ -98,8 +104,6 @@ def draw(case: str, seed: int, size: Size, folder: Path) -> Data:
 def loupe(architecture: str, data: Data) -> Found:
     settings = Settings(steps=data.steps, batch=data.batch, seed=data.seed)
     options = OPTIONS.get(architecture, {})
-    if "k" in ARCHITECTURES[architecture].hyperparameters:
-        options = {**options, "k": K}
     coder = make_coder(architecture, data.truth.recipe.d, WIDTH, **options)
     stats = SyntheticStream(data.truth, data.batch).stats()
     began = time.process_time()

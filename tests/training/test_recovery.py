@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sae.coders import Coder, make_coder
-from sae.coders.registry import TRAINABLE
+from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.metrics.recovery import recovery
 from sae.synthetic import SITE, Recipe, SyntheticStream, SyntheticTruth, write_store
 from sae.training import CoderTrainer, Settings, train
@@ -19,7 +19,7 @@ from tests.contracts.test_coders import OPTIONS
 WIDTH, STEPS, BATCH = 32, 1500, 256
 TUNED = {**OPTIONS, "jumprelu": {"target_l0": 4}}  # what fits data with 3 features in a row
 LEAST_MCC = 0.85
-ONE_SITE = [name for name in TRAINABLE if "transcoder" not in name]  # those predict another site
+ONE_SITE = [name for name in TRAINABLE if name not in TWO_SITES]
 SETTINGS = Settings(steps=STEPS, batch=BATCH, learning_rate=5e-3, dead_after=10_000)
 
 
