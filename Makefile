@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BROWSE ?= 1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint peers peer-sae-lens bench bench-quality bench-harvest gallery screenshots clean
+.PHONY: demo test lint peers peer-sae-lens bench bench-quality bench-recovery bench-harvest gallery screenshots clean
 
 demo: $(VENV)/installed
 ifeq ($(BROWSE),0)
@@ -52,6 +52,9 @@ bench: $(VENV)/installed peers
 
 bench-quality: $(VENV)/installed peers
 	$(BIN)/python -m benchmarks.quality $(BENCH_ARGS)
+
+bench-recovery: $(VENV)/installed peers
+	$(BIN)/python -m benchmarks.recovery --peers $(PEERS) $(BENCH_ARGS)
 
 bench-harvest: $(VENV)/installed peer-sae-lens
 	$(BIN)/python -m benchmarks.harvest --peers $(PEERS) $(BENCH_ARGS)

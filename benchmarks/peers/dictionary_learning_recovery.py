@@ -1,0 +1,39 @@
+"""dictionary_learning's own `trainSAE` and trainers. See `recovery_peer.py`.
+
+Activations are normalised, as its demo and README do; all else are the trainers' defaults.
+"""
+
+import tempfile
+from pathlib import Path
+
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from dictionary_learning.training import trainSAE
+from recovery_peer import Rows, run
+
+KINDS = {"topk": (TopKTrainer, AutoEncoderTopK), "batchtopk": (BatchTopKTrainer, BatchTopKSAE)}
+
+
+def train(given: dict, rows: Rows) -> tuple:
+    trainer, kind = KINDS[given["architecture"]]
+    config = {
+        "trainer": trainer,
+        "steps": len(rows),
+        "activation_dim": rows.array.shape[1],
+        "dict_size": given["width"],
+        "k": given["k"],
+        "layer": 0,
+        "lm_name": "synthetic",
+        "seed": given["seed"],
+        "device": "cpu",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        trainSAE(
+            rows, [config], len(rows), save_dir=folder, normalize_activations=True, device="cpu"
+        )
+        coder = kind.from_pretrained(str(Path(folder) / "trainer_0" / "ae.pt"))
+    return coder.encoder.weight, coder.decoder.weight.T, coder.b_dec, coder.encode
+
+
+if __name__ == "__main__":
+    run(train)
