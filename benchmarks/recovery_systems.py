@@ -155,7 +155,7 @@ def sklearn(data: Data, limit: float) -> Found:
 
     learner = MiniBatchDictionaryLearning(
         WIDTH,
-        alpha=ALPHA,
+        alpha=ALPHA,  # pyright: ignore[reportArgumentType] -- scikit-learn takes any float
         batch_size=data.batch,
         fit_algorithm="cd",
         positive_code=True,
