@@ -77,15 +77,17 @@ class Text:
 class RowsByToken:
     """The rows of one split in which each token stands (position 0 left out)."""
 
-    def __init__(self, tokens_ST: np.ndarray, sequences: tuple[int, int], vocabulary_size: int):
+    def __init__(self, tokens_ST: np.ndarray, sequences: tuple[int, int], facts: TokenFacts):
         start, stop = sequences
+        self.classes_CV = facts.classes_CV
         self.context = tokens_ST.shape[1]
         flat = np.asarray(tokens_ST[start:stop]).reshape(-1)
         order = np.argsort(flat, kind="stable")
         order = order[order % self.context > 0]
         self.rows = order + start * self.context
-        counts = np.bincount(flat[order], minlength=vocabulary_size)
+        counts = np.bincount(flat[order], minlength=self.classes_CV.shape[1])
         self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.class_ends_CV = np.cumsum(np.where(self.classes_CV, counts, 0), axis=1)
         self.first, self.last = start * self.context, stop * self.context
 
     def draw_like(self, tokens_M: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -94,6 +96,24 @@ class RowsByToken:
         found = stop > start
         start, stop = start[found], stop[found]
         return self.rows[start + (rng.random(len(start)) * (stop - start)).astype(np.int64)]
+
+    def draw_kin(self, tokens_M: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each token a random row with a token of a class that it is in (none: left out).
+
+        Of several classes one is taken at random; within it, rows are equally likely.
+        """
+        lots = rng.random((len(self.classes_CV), len(tokens_M)))
+        own_M = np.where(self.classes_CV[:, tokens_M], lots, -1.0).argmax(axis=0)
+        own_M[~self.classes_CV[own_M, tokens_M]] = NONE
+        draws = rng.random(len(tokens_M))
+        rows = np.full(len(tokens_M), NONE)
+        for kind in np.unique(own_M[own_M != NONE]):
+            ends_V = self.class_ends_CV[kind]  # of each token's share of the class's rows
+            nth = (draws[own_M == kind] * ends_V[-1]).astype(np.int64)
+            if ends_V[-1]:
+                tokens = np.searchsorted(ends_V, nth, "right")
+                rows[own_M == kind] = self.rows[self.starts[tokens + 1] - (ends_V[tokens] - nth)]
+        return rows[rows != NONE]
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Random rows of the split."""
@@ -133,9 +153,10 @@ def draw_sample(
 
     Positives: the `strongest` of the firings at or above `threshold` and random others, duplicate
     contexts folded. Negatives are rows where the feature is wholly silent, from as many draws of
-    each sort: any rows; rows with the positives' tokens; rows after the tokens that stand before
-    the positives (half as many). A draw in which the feature fires is dropped, not replaced, so
-    that hard negatives are as frequent as the corpus has them.
+    each sort: any rows; rows with the positives' tokens; rows with tokens of the positives'
+    classes, without which "capitalised words" would do for a feature of one such word; rows after
+    the tokens that stand before the positives (half as many). A draw in which the feature fires
+    is dropped, not replaced, so that hard negatives are as frequent as the corpus has them.
     """
     begin, end = np.searchsorted(rows_N, [by_token.first, by_token.last])
     own_rows, own_acts = rows_N[begin:end], acts_N[begin:end]
@@ -182,10 +203,12 @@ def _silent_rows(
     """The negatives: draws of each sort, less those among the rows that `fired`."""
     flat = text.tokens_ST.reshape(-1)
     like = rng.permutation(positive)
+    tokens = flat[like].astype(np.int64)
     draws = np.concatenate(
         [
             by_token.draw(len(positive), rng),
-            by_token.draw_like(flat[like].astype(np.int64), rng),
+            by_token.draw_like(tokens, rng),
+            by_token.draw_kin(tokens, rng),
             by_token.draw_like(flat[like[::2] - 1].astype(np.int64), rng) + 1,
         ]
     )

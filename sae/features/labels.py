@@ -82,7 +82,7 @@ class _Labeller:
         self.facts = token_facts(vocabulary)
         self.text = Text(tokens_ST, self.facts, documents)
         self.train, self.heldout = (
-            RowsByToken(tokens_ST, (splits[name][0], splits[name][1]), len(vocabulary))
+            RowsByToken(tokens_ST, (splits[name][0], splits[name][1]), self.facts)
             if splits[name][1] > splits[name][0]
             else None
             for name in ("train", "heldout")

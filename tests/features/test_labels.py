@@ -79,7 +79,7 @@ def draw(fires: np.ndarray, acts: np.ndarray | None = None, split: str = "train"
     bounds = (0, TRAIN) if split == "train" else (TRAIN, TRAIN + HELDOUT)
     rows = np.flatnonzero(fires).astype(np.uint32)
     acts = np.ones(len(rows)) if acts is None else acts[rows]
-    by_token = RowsByToken(tokens, bounds, len(TOKENS))
+    by_token = RowsByToken(tokens, bounds, FACTS)
     rng = np.random.default_rng(0)
     return text, draw_sample(text, by_token, rows, acts.astype(np.float16), 0.25, n, n // 2, rng)
 
@@ -98,6 +98,33 @@ def test_samples_keep_to_their_split_and_their_side() -> None:
         hard = (negatives.current == token(" the")).sum()
         assert 0.15 < hard / len(positives) < 0.75
         assert sample.weights.mean() == pytest.approx(1.0)
+
+
+def test_a_feature_of_one_word_is_not_labelled_by_its_class() -> None:
+    tokens = make_tokens().reshape(-1)
+    text, sample = draw(tokens == token(" Paris"))
+    assert sample is not None
+    rule, f1 = induce(sample, FACTS, len(text.kinds), False)
+    assert describe(rule, VOCABULARY, FACTS, text.kinds) == '" Paris"'
+    assert f1 == 1.0
+    negatives = sample.contexts.current[len(sample.weights) :]
+    capitalised = FACTS.classes_CV[FACTS.names.index("capitalised words")]
+    assert capitalised[negatives].mean() > 0.25  # or the class would have no false positives
+
+
+def test_kin_are_rows_of_the_same_class_as_frequent_as_the_text_has_them() -> None:
+    tokens = make_tokens()
+    by_token = RowsByToken(tokens, (0, TRAIN), FACTS)
+    seven = np.full(20_000, token("7"))
+    drawn = tokens.reshape(-1)[by_token.draw_kin(seven, np.random.default_rng(0))]
+    digits = FACTS.classes_CV[FACTS.names.index("digits")]
+    assert digits[drawn].all()
+    inside = tokens[:TRAIN, 1:]
+    counts = np.bincount(inside[digits[inside]], minlength=len(TOKENS))
+    expected = counts / counts.sum()
+    found = np.bincount(drawn, minlength=len(TOKENS)) / len(drawn)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert not len(by_token.draw_kin(np.array([token("<b>bold</b>")]), np.random.default_rng(0)))
 
 
 def test_strongest_firings_are_among_the_train_positives() -> None:
