@@ -26,14 +26,16 @@ def row_topk(
         return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)
     dtype = dtype or W_FD.dtype
     candidates = k if dtype is W_FD.dtype else min(k + SLACK, len(W_FD))
-    W_low, b_low, x_low = W_FD.to(dtype), b_F.to(dtype), x_BD.to(dtype)
+    W_low, x_low = W_FD.to(dtype), x_BD.to(dtype)
     index_BK = torch.empty(len(x_BD), k, dtype=torch.int64)
     pre_BK = torch.empty(len(x_BD), k)
     x, W, b = _numpy(x_BD), _numpy(W_FD), _numpy(b_F)
     rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // len(W_FD))
+    scores_RF = x_low.new_empty(min(rows, len(x_BD)), len(W_FD))
     for first in range(0, len(x_BD), rows):
         part = slice(first, first + rows)
-        scores = torch.addmm(b_low, x_low[part], W_low.T)
+        scores = scores_RF[: len(x_low[part])]
+        torch.mm(x_low[part], W_low.T, out=scores)  # the bias comes in the loop: cheaper there
         bits = _numpy(scores.view(torch.int16 if scores.itemsize == 2 else torch.int32))
         x_part, index, pre = x[part], _numpy(index_BK[part]), _numpy(pre_BK[part])
         for_ranges(

@@ -81,25 +81,37 @@ def _dot(x_BD, b, W_FD, f):
 
 
 @njit(nogil=True, cache=True)
+def _sortable(bits_F, b_F, keys, floats):
+    """keys = scores + b as integers in the order of the floats; `floats` is a view of `keys`.
+
+    `bits_F` are the bits of the scores: all of a float32, or the upper half (a bfloat16).
+    """
+    shift = np.int32(32 - 8 * bits_F.itemsize)
+    for i in range(len(keys)):
+        keys[i] = np.int32(bits_F[i]) << shift
+    for i in range(len(keys)):
+        floats[i] += b_F[i]
+    for i in range(len(keys)):
+        keys[i] ^= (keys[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+
+
+@njit(nogil=True, cache=True)
 def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre_RK):
     """The K latents of largest x·W + b of rows [start, stop), and these values.
 
-    `bits_RF` are the bits of floating-point scores, as signed integers of their size: the best
-    `candidates` of them are scored again in the precision of W, and the K best of those stay.
+    `bits_RF` are the bits of the products x·W, as signed integers of their size: the
+    `candidates` that look best by them are scored again in float32, and the K best stay.
     """
     width, k = bits_RF.shape[1], index_RK.shape[1]
-    largest = np.iinfo(bits_RF.dtype).max
-    low, high = np.int64(-largest - 1), np.int64(largest)
+    low, high = np.int64(-(2**31)), np.int64(2**31 - 1)
     groups = min(width, max(2 * candidates, int(np.sqrt(candidates * width)) // 64 * 64))
-    keys = np.empty(width, bits_RF.dtype)
-    group_max = np.empty(groups, bits_RF.dtype)
-    found, found_keys = np.empty(width, np.int32), np.empty(width, bits_RF.dtype)
+    keys, group_max = np.empty(width, np.int32), np.empty(groups, np.int32)
+    floats = keys.view(np.float32)
+    found, found_keys = np.empty(width, np.int32), np.empty(width, np.int32)
     chosen = np.empty(candidates, np.int64)
     scores = np.empty(candidates, W_FD.dtype)
     for r in range(start, stop):
-        for i in range(width):  # order of signed integers = order of the floats
-            bits = bits_RF[r, i]
-            keys[i] = bits ^ largest if bits < 0 else bits
+        _sortable(bits_RF[r], b_F, keys, floats)
         _largest(keys, candidates, group_max, found, found_keys, low, high, chosen)
         for c in range(candidates):
             scores[c] = _dot(x_RD, r, W_FD, chosen[c]) + b_F[chosen[c]]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae.base.devices import default_dtype
 from sae.base.errors import UserError
+from sae.base.memory import keep_freed_memory
 from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
@@ -78,6 +79,8 @@ class CoderTrainer:
             )
         else:
             coder.initialise(mean_D, generator)
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
         self.coder = coder.to(device).train()
         self.kernels = get_kernels(backend, device)
         self.optimizer = CoderOptimizer(self.coder, settings.grad_clip, self.kernels)
