@@ -32,8 +32,9 @@ def main() -> None:
 INTRODUCTION = """# Gallery
 
 Features of two coders of pocket-gpt2, as `make gallery` found them; no one chose or named them
-by hand. The features are those of best automatic label that fire rarely and do not resemble each
-other. The label is a rule induced on training text; its score is the F1 of that rule on held-out
+by hand. Four sorts of labels take turns (a class of tokens, tokens in a context, a list of tokens,
+a context); within each come the best labels first, of features that do not resemble each other.
+The label is a rule induced on training text; its score is the F1 of that rule on held-out
 text, on balanced samples and for strong firings (see [formats](formats.md)): a baseline, not a
 judgement. In the examples, **bold** is where the feature fires, with its activation.
 """
@@ -67,7 +68,7 @@ def quote(index: FeatureIndex, example: Example) -> str:
     texts = index.vocabulary.display(window.token_ids)
     focus = example.row - window.start_row
     parts = [_escaped(text) for text in texts]
-    parts[focus] = f" **{parts[focus].strip() or parts[focus]}** "
+    parts[focus] = f" **{parts[focus].strip() or '␣' * len(parts[focus])}** "
     return "".join(parts).strip()
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from app import charts, payload
@@ -85,6 +86,14 @@ def test_a_star_brings_a_feature_to_the_front(index: FeatureIndex) -> None:
     usable = gallery.candidates(view)
     view.loc[usable[-1], "star"] = True
     assert gallery.candidates(view)[0] == usable[-1]
+
+
+def test_sorts_of_labels_take_turns() -> None:
+    kinds = ["token", "context", "context", "tokens", "class", "class", "tokens", "user"]
+    labels = ["a", "what follows b", "c after d", "e or f", "digits", "newlines", "g or h", "mine"]
+    table = pd.DataFrame({"label_kind": kinds, "label": labels, "star": False})
+    table["label_score"] = [1.0, 0.9, 0.9, 0.9, 1.0, 0.9, 0.5, None]
+    assert gallery.in_turns(table, list(range(8))) == [7, 4, 2, 3, 1, 5, 0, 6]
 
 
 def test_sparkline_is_log_and_normalised(index: FeatureIndex) -> None:
