@@ -53,7 +53,7 @@ def _bars(edges: np.ndarray, counts: np.ndarray, *, log: bool) -> Spec:
             "type": "quantitative",
             "title": None,
             "scale": {"domain": [low, high if high > low else low + 1], "nice": False},
-            "axis": {"tickCount": 6, "grid": False, "format": "~g"},
+            "axis": {"tickCount": 6, "grid": False, "format": ".3~r"},
         },
         "x2": {"field": "high"},
         "y": {

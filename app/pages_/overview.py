@@ -104,7 +104,7 @@ def facts_panel(here: data.Here) -> None:
     ]
     st.markdown("##### What this is")
     component.view("facts", "overview-facts", items=facts, rows=True)
-    st.caption(f"Corpus: {markdown(str(meta.get('corpus', '–')))}")
+    st.caption(f"Corpus: {markdown(corpus_words(meta.get('corpus', {})))}")
     controls_table(here)
 
 
@@ -161,3 +161,16 @@ component.view(
     items=[payload.card(here.index, here.row(f)) for f in here.gallery()],
     **pagekit.link_base(),
 )
+
+
+def corpus_words(corpus: dict[str, Any]) -> str:
+    """The description of a corpus as a sentence: "python (numpy 2.4.6, torch 2.13.0)"."""
+    versions = corpus.get("versions", {})
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    rest = {
+        key: value for key, value in corpus.items() if key not in ("source", "versions", "files")
+    }
+    others = ", ".join(f"{key} {value}" for key, value in rest.items() if value is not None)
+    details = "; ".join(filter(None, [named, others]))
+    source = str(corpus.get("source", "–"))
+    return f"{source} ({details})" if details else source

@@ -9,8 +9,8 @@ from sae.features.index import FeatureIndex
 
 RARE, DENSE = 20, 0.03
 """At least so many firings; at most this density."""
-TURNS = ("class", "in context", "tokens", "context")
-"""Sorts of labels, which take turns: a class of tokens; tokens after or amid others; a list of
+TURNS = ("in context", "class", "tokens", "context")
+"""Sorts of labels, which take turns: tokens after or amid others; a class of tokens; a list of
 tokens; a context whatever the token. Others (one token, promoted tokens) come after."""
 WORST = 0.8
 """Label score from which a feature is well-explained."""
