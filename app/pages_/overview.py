@@ -25,6 +25,19 @@ def interval(metric: dict[str, Any], form: Any) -> str:
     return f"{text} ({figures.count(metric.get('tokens') or 0)} tokens)"
 
 
+def corpus_words(corpus: dict[str, Any]) -> str:
+    """The description of a corpus as a sentence: "python (numpy 2.4.6, torch 2.13.0)"."""
+    versions = corpus.get("versions", {})
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    rest = {
+        key: value for key, value in corpus.items() if key not in ("source", "versions", "files")
+    }
+    others = ", ".join(f"{key} {value}" for key, value in rest.items() if value is not None)
+    details = "; ".join(filter(None, [named, others]))
+    source = str(corpus.get("source", "–"))
+    return f"{source} ({details})" if details else source
+
+
 def tile(name: str, metric: dict[str, Any] | None, form: Any, meaning: str) -> None:
     if metric is None or metric.get("value") is None:
         st.metric(name, "–", help=f"{meaning}\n\nNot in this evaluation.", border=True)
@@ -161,16 +174,3 @@ component.view(
     items=[payload.card(here.index, here.row(f)) for f in here.gallery()],
     **pagekit.link_base(),
 )
-
-
-def corpus_words(corpus: dict[str, Any]) -> str:
-    """The description of a corpus as a sentence: "python (numpy 2.4.6, torch 2.13.0)"."""
-    versions = corpus.get("versions", {})
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    rest = {
-        key: value for key, value in corpus.items() if key not in ("source", "versions", "files")
-    }
-    others = ", ".join(f"{key} {value}" for key, value in rest.items() if value is not None)
-    details = "; ".join(filter(None, [named, others]))
-    source = str(corpus.get("source", "–"))
-    return f"{source} ({details})" if details else source

@@ -93,7 +93,7 @@ def test_sorts_of_labels_take_turns() -> None:
     labels = ["a", "what follows b", "c after d", "e or f", "digits", "newlines", "g or h", "mine"]
     table = pd.DataFrame({"label_kind": kinds, "label": labels, "star": False})
     table["label_score"] = [1.0, 0.9, 0.9, 0.9, 1.0, 0.9, 0.5, None]
-    assert gallery.in_turns(table, list(range(8))) == [7, 4, 2, 3, 1, 5, 0, 6]
+    assert gallery.in_turns(table, list(range(8))) == [7, 2, 4, 3, 1, 5, 0, 6]
 
 
 def test_sparkline_is_log_and_normalised(index: FeatureIndex) -> None:
