@@ -25,8 +25,10 @@ def interval(metric: dict[str, Any], form: Any) -> str:
     return f"{text} ({figures.count(metric.get('tokens') or 0)} tokens)"
 
 
-def corpus_words(corpus: dict[str, Any]) -> str:
+def corpus_words(corpus: dict[str, Any] | str) -> str:
     """The description of a corpus as a sentence: "python (numpy 2.4.6, torch 2.13.0)"."""
+    if isinstance(corpus, str):
+        return corpus
     versions = corpus.get("versions", {})
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     rest = {
