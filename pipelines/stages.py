@@ -204,6 +204,8 @@ def plan(
 
 def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]) -> None:
     """Does what `plan` said, and writes the resolved configuration beside the results."""
+    if any(stage.name in ("harvest", "train") for stage, _ in todo):
+        _check_coders(config)  # before the harvest, not after it
     config.folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.open(config.folder)
     fingerprints = Fingerprints(config)
@@ -236,6 +238,13 @@ def _run_stage(
         manifest.record(item, fingerprints.of(stage, coder), outputs, each, facts)
     _write_config(config)  # only now: settings that were refused change nothing
     console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
+
+
+def _check_coders(config: RunConfig) -> None:
+    from sae.coders.registry import check_options
+
+    for coder in config.train.coders:
+        check_options(coder.architecture, coder.options)
 
 
 def _write_config(config: RunConfig) -> None:
