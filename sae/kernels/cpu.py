@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.kernels import loops, sparse
+from sae.kernels import adam_loops, loops, sparse
 from sae.kernels.adam import AdamStep, RowGradient
 from sae.kernels.codes import Support
 from sae.kernels.parallel import even_cuts, for_ranges
@@ -80,7 +80,7 @@ def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: Adam
     half = m.dtype is torch.bfloat16
     moments = (t.detach().view(-1, W.shape[-1]) for t in (m, v))
     m_rows, v_rows = (t.view(torch.uint16).numpy() if half else t.numpy() for t in moments)
-    loop = loops.adam_rows_bfloat16 if half else loops.adam_rows
+    loop = adam_loops.adam_rows_bfloat16 if half else adam_loops.adam_rows
     numbers = (step.scale, step.step_size, step.root_correction, step.eps, step.unit, step.seed)
     for_ranges(
         len(rows),
@@ -96,7 +96,7 @@ def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
     for_ranges(
         len(rows),
         lambda start, stop: sums.append(
-            (start, loops.tangent_square(values, W, rows, start, stop))
+            (start, adam_loops.tangent_square(values, W, rows, start, stop))
         ),
     )
     return sum(part for _, part in sorted(sums))  # the same sum, whichever thread was first
