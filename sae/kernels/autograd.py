@@ -71,6 +71,41 @@ class Decode(torch.autograd.Function):
         return grad_acts, grad_W, None, None
 
 
+class DecodeError(torch.autograd.Function):
+    """Σ_b ‖y_b − b_dec − Σ_i acts[b, i] · W[i]‖², and what is within the norm (no gradient)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        acts_N: Tensor,
+        W_FD: Tensor,
+        b_D: Tensor,
+        y_BD: Tensor,
+        support: Support,
+        kernels: "Kernels",
+    ) -> tuple[Tensor, Tensor]:
+        residual_BD, dots_N, square = kernels.decode_residual(acts_N, W_FD, b_D, y_BD, support)
+        ctx.save_for_backward(acts_N, residual_BD, dots_N)
+        ctx.support, ctx.kernels = support, kernels
+        ctx.mark_non_differentiable(residual_BD)
+        return square, residual_BD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        acts_N, residual_BD, dots_N = ctx.saved_tensors
+        factor = -2 * grads[0]  # of d/dx̂ ‖y − x̂‖²
+        wants_acts, wants_W, wants_b, wants_y = ctx.needs_input_grad[:4]
+        grad_acts = factor * dots_N if wants_acts else None
+        grad_W = grad_b = grad_y = None
+        if wants_W:
+            grad_W = rows_gradient(factor * acts_N, residual_BD, ctx.support, ctx.kernels)
+        if wants_b:
+            grad_b = factor * residual_BD.sum(dim=0)
+        if wants_y:
+            grad_y = -factor * residual_BD
+        return grad_acts, grad_W, grad_b, grad_y, None, None
+
+
 def rows_gradient(values_N: Tensor, x_BD: Tensor, support: Support, kernels: "Kernels") -> Tensor:
     """(F, D): for each latent, the sum of its tokens' x rows times their values.
 

@@ -15,6 +15,7 @@ class Support:
     indices_N[offsets_B1[b] : offsets_B1[b + 1]]. `k` is set where every row has exactly k.
     `pre_N` are the entries' pre-activations, where the choice had to compute them in the
     weights' own precision: they hold for the x and the weights of that choice alone.
+    `dense_gradient`: gradients of the weights are whole matrices, however few rows are touched.
     """
 
     indices_N: Tensor
@@ -22,6 +23,7 @@ class Support:
     width: int
     k: int | None = None
     pre_N: Tensor | None = None
+    dense_gradient: bool = False
 
     @classmethod
     def fixed(cls, indices_BK: Tensor, width: int, pre_BK: Tensor | None = None) -> "Support":
@@ -54,7 +56,7 @@ class Support:
     @property
     def touches_few(self) -> bool:
         """Fewer entries than latents: a gradient of the weights is then mostly rows of zeros."""
-        return len(self.indices_N) < self.width
+        return len(self.indices_N) < self.width and not self.dense_gradient
 
     @cached_property
     def touched(self) -> tuple[Tensor, "Support"]:

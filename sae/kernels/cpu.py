@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.kernels import adam_loops, loops, sparse
 from sae.kernels.adam import AdamStep, RowGradient
 from sae.kernels.codes import Support
-from sae.kernels.parallel import even_cuts, for_ranges
+from sae.kernels.parallel import even_cuts, for_ranges, sum_over_ranges
 
 CHUNK_VALUES = 1 << 25  # values of the dense (rows, F) scores that exist at a time
 MIN_CHUNK_ROWS = 256  # fewer, and packing W costs more than multiplying by it
@@ -67,6 +67,24 @@ def rows_sum(acts_N: Tensor, W_FD: Tensor, support: Support) -> Tensor:
     return _weighted_sums(acts_N, order, support.indices_N, W_FD, support.offsets_B1)
 
 
+def decode_residual(
+    acts_N: Tensor, W_FD: Tensor, b_D: Tensor, y_BD: Tensor, support: Support
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `Kernels.decode_residual`, in one pass over the rows."""
+    residual_BD, dots_N = torch.empty_like(y_BD), torch.empty_like(acts_N)
+    acts, W, b, y = (_numpy(t) for t in (acts_N, W_FD, b_D, y_BD))
+    offsets, indices = _numpy(support.offsets_B1), _numpy(support.indices_N)
+    residual, dots = _numpy(residual_BD), _numpy(dots_N)
+    square = sum_over_ranges(
+        support.rows,
+        lambda start, stop: loops.decode_residual(
+            acts, W, b, y, offsets, indices, start, stop, residual, dots
+        ),
+        even_cuts(offsets),
+    )
+    return residual_BD, dots_N, y_BD.new_tensor(square)
+
+
 def latents_sum(values_N: Tensor, x_BD: Tensor, support: Support) -> Tensor:
     """(F, D): for each latent, the sum of its tokens' x rows times their values."""
     order_N, row_N, offsets_F1 = _latent_major(support)
@@ -92,14 +110,10 @@ def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
     """As `adam.tangent_square`."""
     values, rows, _ = _rows_of(gradient)
     W = _numpy(W_FD)
-    sums: list[tuple[int, float]] = []
-    for_ranges(
+    return sum_over_ranges(
         len(rows),
-        lambda start, stop: sums.append(
-            (start, adam_loops.tangent_square(values, W, rows, start, stop))
-        ),
+        lambda start, stop: adam_loops.tangent_square(values, W, rows, start, stop),
     )
-    return sum(part for _, part in sorted(sums))  # the same sum, whichever thread was first
 
 
 def _rows_of(gradient: RowGradient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -193,6 +193,38 @@ def weighted_sums(values_N, order_N, rows_N, table, offsets, start, stop, out):
             n += 1
 
 
+@njit(nogil=True, cache=True, fastmath=FAST)
+def decode_residual(acts_N, W_FD, b_D, y_BD, offsets, indices_N, start, stop, residual_BD, dots_N):
+    """residual[b] = y[b] − b − Σ acts · W, and dots[n] = residual[b] · W[indices[n]]; returns the
+    sum of squares. The dots find the rows of W in the cache, where the sum has just left them.
+    """
+    total = 0.0
+    for row in range(start, stop):
+        n, end = offsets[row], offsets[row + 1]
+        r, y = residual_BD[row], y_BD[row]
+        for d in range(len(r)):
+            r[d] = y[d] - b_D[d]
+        while n + 4 <= end:
+            a0, a1, a2, a3 = acts_N[n], acts_N[n + 1], acts_N[n + 2], acts_N[n + 3]
+            w0, w1 = W_FD[indices_N[n]], W_FD[indices_N[n + 1]]
+            w2, w3 = W_FD[indices_N[n + 2]], W_FD[indices_N[n + 3]]
+            for d in range(len(r)):
+                r[d] -= a0 * w0[d] + a1 * w1[d] + a2 * w2[d] + a3 * w3[d]
+            n += 4
+        while n < end:
+            a, w = acts_N[n], W_FD[indices_N[n]]
+            for d in range(len(r)):
+                r[d] -= a * w[d]
+            n += 1
+        square = r.dtype.type(0)
+        for d in range(len(r)):
+            square += r[d] * r[d]
+        total += square
+        own = slice(offsets[row], end)
+        _dots(r, W_FD, indices_N[own], end - offsets[row], dots_N[own])
+    return total
+
+
 @njit(nogil=True, cache=True)
 def sort_by_latent(indices_N, offsets_B1, order_N, row_N, offsets_F1):
     """Counting sort of the entries by latent, rows ascending within one."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError
+from sae.base.large_pages import on_large_pages
 from sae.coders import Coder
 from sae.kernels import Kernels
 from sae.kernels.adam import BETA1, BETA2, AdamStep, RowGradient
@@ -31,7 +32,7 @@ class CoderOptimizer:
         self.steps = 0
         weights = {n: w for n, w in coder.named_parameters() if w.requires_grad}
         self.moments = {
-            name: [torch.zeros_like(w, dtype=moment_dtype(w, moments)) for _ in range(2)]
+            name: [_zeros(w, moment_dtype(w, moments)) for _ in range(2)]
             for name, w in weights.items()
         }
         # the step that last updated each row
@@ -121,6 +122,10 @@ def _rows_and_values(grad: Tensor) -> tuple[Tensor, Tensor]:
         grad = grad.coalesce()
         rows = grad.indices()[0]
     return rows, grad._values()
+
+
+def _zeros(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return on_large_pages(torch.zeros_like(weight, dtype=dtype))
 
 
 def moment_dtype(weight: Tensor, moments: Moments) -> torch.dtype:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae.base.devices import default_dtype
 from sae.base.errors import UserError
+from sae.base.large_pages import on_large_pages
 from sae.base.memory import keep_freed_memory
 from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
@@ -83,6 +84,8 @@ class CoderTrainer:
         if torch.device(device).type == "cpu":
             keep_freed_memory()
         self.coder = coder.to(device).train()
+        for parameter in self.coder.parameters():
+            parameter.data = on_large_pages(parameter.data)
         self.kernels = get_kernels(backend, device)
         self.optimizer = CoderOptimizer(
             self.coder, settings.grad_clip, self.kernels, settings.moments
@@ -119,7 +122,8 @@ class CoderTrainer:
             y_BD = raw_target_BD.to(x_BD.device, torch.float32) * self.target_scale
         coder.progress = self.done / settings.steps
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
-        error = (y_BD - forward.x_hat_BD).square().sum() / y_BD.numel()
+        square, residual_BD = forward.error(y_BD)
+        error = square / y_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
         loss.backward()
         dead = self.dead.dead if coder.uses_auxk else torch.empty(0, dtype=torch.int64)
@@ -128,7 +132,7 @@ class CoderTrainer:
             auxk = auxk_step(
                 coder,
                 x_BD,
-                (y_BD - forward.x_hat_BD).detach(),
+                residual_BD,
                 dead,
                 self.auxk_k,
                 settings.auxk_coefficient,

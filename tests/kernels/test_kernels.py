@@ -53,10 +53,12 @@ def test_backend_agrees_with_reference(backend: str, name: str, dtype: torch.dty
         W_dec.requires_grad_()
         pre = kernels.encode_at(x, b_dec, W, b, support)
         out = kernels.decode(torch.relu(pre), W_dec, support)
-        (out.square().sum() + pre.sum()).backward()
-        results.append([pre, out, *(t.grad for t in (x, b_dec, W, b, W_dec))])
+        error, residual = kernels.decode_error(torch.relu(pre), W_dec, b_dec, x, support)
+        (out.square().sum() + pre.sum() + 3 * error).backward()
+        results.append([pre, out, error, residual, *(t.grad for t in (x, b_dec, W, b, W_dec))])
+    close = {"rtol": 1e-5, "atol": 1e-4} if dtype is torch.float32 else {}
     for ours, truth in zip(*results, strict=True):
-        torch.testing.assert_close(ours, truth)
+        torch.testing.assert_close(ours, truth, **close)
 
 
 # Triton's interpreter is too slow for hundreds of evaluations; its sums stand under the same
@@ -71,6 +73,9 @@ def test_gradcheck(backend: str, name: str) -> None:
     acts = torch.rand(len(support.indices_N), dtype=torch.float64).requires_grad_()
     W_dec = torch.randn(F, D, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, W: kernels.decode(a, W, support), (acts, W_dec))
+    y, b_dec, _, _ = _inputs()
+    given = acts, W_dec, b_dec, y
+    assert torch.autograd.gradcheck(lambda *g: kernels.decode_error(*g, support)[0], given)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
