@@ -23,8 +23,9 @@ from sae.coders import Coder, make_coder
 from sae.kernels import Support
 from sae.store import ActivationStore, ShuffledReader
 from sae.training import CoderTrainer, Settings
+from sae.training.settings import Moments
 
-VARIANTS = {  # name: (whole gradients, moments)
+VARIANTS: dict[str, tuple[bool, Moments]] = {  # name: (whole gradients, moments)
     "dense, float32": (True, "float32"),
     "sleeping, float32": (False, "float32"),
     "sleeping, bfloat16": (False, "bfloat16"),
@@ -50,7 +51,7 @@ def main() -> None:
 
 def measure(store: ActivationStore, name: str, width: int, steps: int, seed: int) -> dict[str, Any]:
     whole, moments = VARIANTS[name]
-    site = store.spec.sites[0]
+    site = store.sites[0]
     settings = Settings(steps, BATCH, dead_after=200_000, auxk_k=32, moments=moments, seed=seed)
     coder = make_coder("topk", store.width[site], width, k=K)
     trainer = CoderTrainer(name, coder, site, store.stats(site), settings)
