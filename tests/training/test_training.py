@@ -241,6 +241,12 @@ def _auxk_parts(backend: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss, {n: p.grad for n, p in coder.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(params=[0.0, 1.0], ids=["dense", "sparse"])
+def auxk_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae.training.dead.DENSE_ABOVE", request.param)
+
+
+@pytest.mark.usefixtures("auxk_form")
 @pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
 def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) -> None:
     _, gradients = _auxk_parts(backend)
@@ -252,6 +258,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) ->
     assert "b_dec_D" not in gradients
 
 
+@pytest.mark.usefixtures("auxk_form")
 @pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
 def test_auxk_agrees_with_its_formula(backend: str) -> None:
     """Dense, by hand: only dead latents ranked, no bias in the estimate, residual constant."""
