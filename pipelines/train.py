@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import sae
-from pipelines.config import CoderConfig, RunConfig
+from pipelines.config import CoderConfig, RunConfig, TrainConfig
 from pipelines.manifest import CODE, code_hash
 from pipelines.progress import console, listed, progress
 from sae.base.devices import default_device
@@ -19,6 +19,7 @@ from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.store.schema import CHUNK_ROWS
 from sae.training import CoderTrainer, Settings, train
+from sae.training.optimizer import moment_bytes
 
 
 def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
@@ -115,6 +116,8 @@ def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
         auxk_coefficient=options.auxk_coefficient,
         auxk_k=options.auxk_k,
         dead_after=options.dead_after,
+        ema=options.ema,
+        moments=options.moments,
         resample=wanted.resample,
         resample_window=wanted.resample_window,
         seed=wanted.seed,
@@ -122,8 +125,8 @@ def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
 
 
 def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
-    """On a CPU: weights, gradients, Adam's two moments of every coder; the scores of the one that
-    is at work; windows of every site, read ahead.
+    """On a CPU: weights, gradients, Adam's two moments of every coder, and its average; the scores
+    of the one that is at work; windows of every site, read ahead.
     """
     if (config.model.device or default_device()) != "cpu":
         return
@@ -135,12 +138,23 @@ def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: Activ
             sites.add(read)
         d_out = store.width[coder.target_site or site]
         width = coder.width or coder.expansion * store.width[site]
-        kept += 4 * 4 * width * (store.width[site] + d_out)
+        kept += _bytes_kept(config.train, width, (store.width[site], d_out), coder.k)
         at_work = max(at_work, 4 * min(config.train.batch * width, CHUNK_VALUES))
     read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
     advice = "train fewer or narrower coders, or take a smaller `train.window`"
     what = f"Training {listed([coder.name for coder in wanted])} together"
     require_memory(kept + at_work + read_ahead, what, advice)
+
+
+def _bytes_kept(options: TrainConfig, width: int, columns: tuple[int, int], k: int | None) -> int:
+    """Of one coder, between the steps and in them. Gradients hold the touched rows alone where
+    k of them per token are fewer than the latents."""
+    touched = width if k is None else min(width, options.batch * k)
+    found = 0
+    for d in columns:
+        moment = moment_bytes(width * d, options.moments)
+        found += width * d * (4 + 2 * moment + (4 if options.ema else 0)) + 4 * touched * d
+    return found + 2 * width * columns[0]  # the encoder in bfloat16, for the selection
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class EncodeAt(torch.autograd.Function):
         support, kernels = ctx.support, ctx.kernels
         wants_x, wants_b_dec, wants_W, wants_b = ctx.needs_input_grad[:4]
         grad_x = kernels.rows_sum(grad_N, W_FD, support) if wants_x else None
-        grad_W = kernels.latents_sum(grad_N, centred_BD, support) if wants_W else None
+        grad_W = rows_gradient(grad_N, centred_BD, support, kernels) if wants_W else None
         grad_b = grad_b_dec = None
         if wants_b or wants_b_dec:
             grad_b = grad_N.new_zeros(support.width).index_add_(0, support.indices_N, grad_N)
@@ -67,5 +67,23 @@ class Decode(torch.autograd.Function):
         support, kernels = ctx.support, ctx.kernels
         wants_acts, wants_W = ctx.needs_input_grad[:2]
         grad_acts = kernels.gathered_dots(grad_BD, W_FD, support) if wants_acts else None
-        grad_W = kernels.latents_sum(acts_N, grad_BD, support) if wants_W else None
+        grad_W = rows_gradient(acts_N, grad_BD, support, kernels) if wants_W else None
         return grad_acts, grad_W, None, None
+
+
+def rows_gradient(values_N: Tensor, x_BD: Tensor, support: Support, kernels: "Kernels") -> Tensor:
+    """(F, D): for each latent, the sum of its tokens' x rows times their values.
+
+    Where a batch touches few latents, a sparse tensor of their rows: a wide dictionary's dense
+    gradient would be as large as the dictionary.
+    """
+    if not support.touches_few:
+        return kernels.latents_sum(values_N, x_BD, support)
+    latents_U, own = support.touched
+    return torch.sparse_coo_tensor(
+        latents_U[None],
+        kernels.latents_sum(values_N, x_BD, own),
+        (support.width, x_BD.shape[1]),
+        is_coalesced=True,
+        check_invariants=False,
+    )

@@ -51,6 +51,21 @@ class Support:
         counts = self.offsets_B1.diff()
         return torch.repeat_interleave(counts)
 
+    @property
+    def touches_few(self) -> bool:
+        """Fewer entries than latents: a gradient of the weights is then mostly rows of zeros."""
+        return len(self.indices_N) < self.width
+
+    @cached_property
+    def touched(self) -> tuple[Tensor, "Support"]:
+        """(latents_U that have an entry, ascending; this support over these U latents alone)."""
+        present_F = torch.zeros(self.width, dtype=torch.bool, device=self.indices_N.device)
+        present_F[self.indices_N] = True
+        latents_U = present_F.nonzero()[:, 0]
+        number_F = present_F.cumsum(0) - 1
+        own = Support(number_F[self.indices_N], self.offsets_B1, len(latents_U), self.k)
+        return latents_U, own
+
     @cached_property
     def latent_major(self) -> tuple[Tensor, Tensor, Tensor]:
         """(order_N, row_of_N in that order, offsets_F1): the same entries sorted by latent.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest
-from sae.kernels import reference, sparse
+from sae.kernels import adam, reference, sparse
+from sae.kernels.adam import AdamStep, RowGradient
 from sae.kernels.autograd import Decode, EncodeAt
 from sae.kernels.codes import Support
 
@@ -26,8 +27,8 @@ class Kernels:
     gathered_dots: Callable[[Tensor, Tensor, Support], Tensor]
     rows_sum: Callable[[Tensor, Tensor, Support], Tensor]
     latents_sum: Callable[[Tensor, Tensor, Support], Tensor]
-    adam_rows: Callable[..., None] = reference.adam_rows
-    tangent_square: Callable[[Tensor, Tensor], float] = reference.tangent_square
+    adam_rows: Callable[[Tensor, RowGradient, Tensor, Tensor, AdamStep], None] = adam.adam_rows
+    tangent_square: Callable[[RowGradient, Tensor], float] = adam.tangent_square
 
     def encode_at(
         self,

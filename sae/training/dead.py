@@ -65,7 +65,18 @@ def auxk_step(
     loss = (residual_BD - estimate_BD).square().sum() / total.clamp_min(EPSILON)
     gradients = torch.autograd.grad(coefficient * loss, (W_enc, b_enc, W_dec))
     for weight, gradient in zip(weights, gradients, strict=True):
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, dead, gradient)
+        _add_rows(weight, dead, gradient)
     return loss.detach()
+
+
+def _add_rows(weight: Tensor, rows: Tensor, values: Tensor) -> None:
+    """weight.grad[rows] += values; either gradient may hold the touched rows alone."""
+    if values.is_sparse:
+        rows, values = rows[values._indices()[0]], values._values()
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    if weight.grad.is_sparse:
+        more = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False)
+        weight.grad = (weight.grad + more).coalesce()
+    else:
+        weight.grad.index_add_(0, rows, values)

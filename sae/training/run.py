@@ -54,9 +54,10 @@ def train(
     start = load_checkpoint(folder, trainers, fingerprint, say)
     clock = _Clock(reader, start)
     with ExitStack() as open_things:
-        logs = {t.name: TrainingLog(folder / t.name, start, wandb_project) for t in trainers}
-        for log in logs.values():
-            open_things.callback(log.close)
+        logs: dict[str, TrainingLog] = {}
+        for name in (trainer.name for trainer in trainers):
+            logs[name] = TrainingLog(folder / name, start, wandb_project)
+            open_things.callback(logs[name].close)
         saver = _Saver(folder, trainers, list(logs.values()), fingerprint, checkpoint_seconds)
         if start:
             saver.last = commit_file(folder, start)

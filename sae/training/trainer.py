@@ -12,6 +12,7 @@ from sae.base.memory import keep_freed_memory
 from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
+from sae.training.averaging import WeightAverage
 from sae.training.dead import DeadLatents, auxk_step
 from sae.training.optimizer import CoderOptimizer
 from sae.training.resampling import Resampler
@@ -83,7 +84,10 @@ class CoderTrainer:
             keep_freed_memory()
         self.coder = coder.to(device).train()
         self.kernels = get_kernels(backend, device)
-        self.optimizer = CoderOptimizer(self.coder, settings.grad_clip, self.kernels)
+        self.optimizer = CoderOptimizer(
+            self.coder, settings.grad_clip, self.kernels, settings.moments
+        )
+        self.average = WeightAverage(self.coder, settings.ema) if settings.ema else None
         self.dead = DeadLatents(coder.d_sae, settings.dead_after, torch.device(device))
         self.resampler = Resampler(self.coder, settings)
         self.auxk_k = settings.auxk_k or max(1, coder.d_in // 2)
@@ -134,6 +138,8 @@ class CoderTrainer:
         rate = settings.rate(self.done, coder.d_sae)
         self.optimizer.step(rate)
         coder.constrain()
+        if self.average is not None:
+            self.average.update()
         self.dead.update(forward.codes)
         self.done += 1
         self.resampler.after_step(self.done, x_BD, forward, self.dead.silent_F, self.optimizer)
@@ -142,9 +148,10 @@ class CoderTrainer:
 
     def finished_coder(self) -> Coder:
         """The coder that takes raw activations; training may go on afterwards."""
-        if isinstance(self.coder, TwoSites):
-            return self.coder.folded(self.scale, self.target_scale).cpu()
-        return self.coder.folded(self.scale).cpu()
+        coder = self.coder if self.average is None else self.average.averaged()
+        if isinstance(coder, TwoSites):
+            return coder.folded(self.scale, self.target_scale).cpu()
+        return coder.folded(self.scale).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -153,6 +160,7 @@ class CoderTrainer:
             "target_scale": self.target_scale,
             "coder": self.coder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "silent_F": self.dead.silent_F,
             "resampler": self.resampler.state_dict(),
         }
@@ -160,6 +168,8 @@ class CoderTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coder.load_state_dict(state["coder"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.dead.silent_F.copy_(state["silent_F"])
         self.resampler.load_state_dict(state["resampler"])
         self.scale, self.done = float(state["scale"]), int(state["done"])
