@@ -232,6 +232,7 @@ def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]
             lock = config.folder / ".locks" / at_work.replace("/", "-")
             with Lock(lock, f"`{at_work}` of {config.folder}"):
                 _run_stage(config, stage, coders, manifest, fingerprints)
+    _write_config(config, manifest)  # a kill may have come between a stage's end and this
 
 
 def _run_stage(
@@ -267,8 +268,12 @@ def _run_stage(
 def _write_config(config: RunConfig, manifest: Manifest) -> None:
     """The configuration as it was resolved: a sweep is written out as its coders."""
     resolved = config.model_dump(mode="json", exclude={"train": {"sweep"}})
-    text = yaml.safe_dump(resolved, sort_keys=False)
-    manifest.configured(sha256_file(write_text(config.folder / "run.yaml", text)))
+    text, file = yaml.safe_dump(resolved, sort_keys=False), config.folder / "run.yaml"
+    if not file.exists() or file.read_bytes() != text.encode():
+        write_text(file, text)
+    digest = sha256_file(file)
+    if manifest.configuration != digest:
+        manifest.configured(digest)
 
 
 def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None:

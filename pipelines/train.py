@@ -7,7 +7,7 @@ import sae
 from pipelines.config import CoderConfig, RunConfig, TrainConfig
 from pipelines.manifest import CODE, code_hash
 from pipelines.progress import console, listed, progress
-from sae.base.devices import default_device
+from sae.base.devices import default_device, parse_device
 from sae.base.errors import UserError
 from sae.base.files import sha256_json
 from sae.base.interrupts import noted_signals
@@ -90,6 +90,7 @@ def _trainer(
 
 def check_coders(config: RunConfig) -> None:
     """What can be known to be wrong with the coders' settings before the hours of a harvest."""
+    parse_device(config.model.device)
     for coder in config.train.coders:
         check_options(coder.architecture, coder.options)
         if coder.architecture not in TRAINABLE:

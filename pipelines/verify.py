@@ -45,13 +45,14 @@ def verify(path: Path) -> list[str]:
 
 def _verify_run(path: Path) -> list[str]:
     """What the manifest records must be there and sound, and what is there must be sound."""
-    problems = []
+    if not (path / "manifest.json").exists():
+        return [f"{path / 'manifest.json'}: missing"]
     try:
         manifest = Manifest.open(path)
     except UserError as error:
         return [str(error)]
     outputs = [path / o for item in manifest.items.values() for o in item["outputs"]]
-    problems += [f"{output}: missing" for output in outputs if not output.exists()]
+    problems = [f"{output}: missing" for output in outputs if not output.exists()]
     problems += _verify_configuration(path, manifest)
     stores = [path / "activations.zarr"] if "harvest" in manifest.items else []
     coders = _names(path / "coders", manifest, "train")

@@ -28,6 +28,8 @@ class Damage:
         how = HOWS[int(rng.integers(len(HOWS)))]
         if how == "extra" and path.name in ("run.yaml", "manifest.json"):
             how = "flip"  # a run's own folder may hold other things
+        if how == "gone" and path.name.startswith("checkpoint-"):
+            how = "cut"  # without this file there is no checkpoint, and nothing is amiss
         return cls(path, how, float(rng.random()), int(rng.integers(8)))
 
     @property

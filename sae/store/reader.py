@@ -15,6 +15,9 @@ from sae.store.documents import DocumentTable
 from sae.store.schema import StoreSpec, array_of, shard_file
 from sae.store.stats import SiteStats
 
+VERIFYING = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+"""Zarr's own pipeline. `zarrs` (0.2.3) gave flipped bytes of single chunks as data."""
+
 
 class ActivationStore:
     """A complete store, open for reading. Rows are numbered sequence * T + position.
@@ -111,6 +114,12 @@ class ActivationStore:
     @contextmanager
     def _damage_named(self, what: str) -> Iterator[None]:
         """Whatever zarr raises for damage (a checksum, a length, a missing file) as a sentence."""
+        pipeline = zarr.config.get("codec_pipeline.path")
+        if pipeline != VERIFYING:
+            raise UserError(
+                f"Zarr is set to the codec pipeline `{pipeline}`; Loupe reads with `{VERIFYING}`, "
+                "which checks every chunk's sum: unset `codec_pipeline.path`."
+            )
         try:
             yield
         except (ValueError, OSError, RuntimeError, LookupError, TypeError) as error:

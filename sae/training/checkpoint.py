@@ -8,6 +8,7 @@ is removed with the next one. A damaged checkpoint is passed over for the one be
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +21,7 @@ from sae.base.files import atomic_write, read_sealed_json, sha256_file, write_se
 from sae.training.trainer import CoderTrainer
 
 KEPT = 2
+_LEFT = re.compile(r"step-\d+\.pt|\..*\.partial")
 Say = Callable[[str], object]
 
 
@@ -77,7 +79,10 @@ def load_checkpoint(
 
 
 def verify_checkpoints(folder: Path) -> list[str]:
-    """A sentence for each checkpoint that is not what was written, and each file of none."""
+    """A sentence for each checkpoint that is not what was written, and each foreign file.
+
+    What a kill left of a checkpoint that never became valid is no damage.
+    """
     problems: list[str] = []
     named: set[Path] = set()
     for commit in checkpoints(folder):
@@ -87,8 +92,8 @@ def verify_checkpoints(folder: Path) -> list[str]:
             _verified(folder, content)
         except UserError as error:
             problems.append(str(error))
-    found = set(folder.glob("*/checkpoint/*"))
-    return problems + [f"{path}: extra" for path in sorted(found - named)]
+    others = sorted(set(folder.glob("*/checkpoint/*")) - named)
+    return problems + [f"{path}: extra" for path in others if not _LEFT.fullmatch(path.name)]
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -173,7 +178,7 @@ def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
         if commit not in kept:
             commit.unlink()
     wanted = {f"step-{_step(commit)}.pt" for commit in kept}
-    for path in folder.glob("*/checkpoint/*"):
+    for path in (*folder.glob("*/checkpoint/*"), *folder.glob(".checkpoint-*.partial")):
         if path.name not in wanted:
             path.unlink()
 

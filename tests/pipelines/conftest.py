@@ -1,9 +1,13 @@
 """One finished tiny run, made once, that the tests of the pipelines only read or copy."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipelines.manifest import Manifest
+from sae.base.files import sha256_file
 from tests.conftest import tiny_settings
 from tests.pipelines.command import sae
 
@@ -17,3 +21,14 @@ def finished(
     assert "topk" in output
     assert "sae browse" in output
     return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The finished run in a folder of its own, which its configuration names."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    settings["folder"] = str(run)
+    (run / "run.yaml").write_text(yaml.safe_dump(settings))
+    Manifest.open(run).configured(sha256_file(run / "run.yaml"))
+    return run

@@ -15,27 +15,10 @@ import yaml
 from pipelines.manifest import Manifest
 from sae.base.sums import read_sums
 from tests.damage import Damage, kinds_of_files
+from tests.disk import full_disk
 from tests.pipelines.command import sae
 
 TABLE = ("store", "coder", "index", "evaluation", "export", "checkpoint", "run")
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    """A finished run with the checkpoints of a training that was stopped."""
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    settings = yaml.safe_load((run / "run.yaml").read_text())
-    settings["folder"] = str(run)
-    (run / "run.yaml").write_text(yaml.safe_dump(settings))
-    manifest = Manifest.open(run)
-    manifest.configured(read_digest(run / "run.yaml"))
-    return run
-
-
-def read_digest(path: Path) -> str:
-    from sae.base.files import sha256_file
-
-    return sha256_file(path)
 
 
 def test_each_kind_of_damage_to_each_kind_of_file_is_found(copy: Path) -> None:
@@ -89,7 +72,7 @@ def test_a_signal_in_training_saves_and_says_so_and_the_same_command_ends_it(
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     with start(tmp_path / "c.yaml") as process:
         log = run / "coders" / "topk" / "training.jsonl"
-        while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        while not log.exists() and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(number)
         _, said = process.communicate()
@@ -129,6 +112,17 @@ def test_the_manifest_takes_up_what_others_recorded(copy: Path) -> None:
     mine.forget(["train/topk"])
     assert "other" in Manifest.open(copy).items
     assert "train/topk" not in Manifest.open(copy).items
+
+
+def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(
+    tiny_config: list[str], tmp_path: Path
+) -> None:
+    with full_disk(40):
+        said = sae("harvest", *tiny_config, code=1)
+    assert "The disk is full" in said
+    assert "Traceback" not in said
+    sae("harvest", *tiny_config)
+    assert "sound" in sae("verify", str(tmp_path / "run"))
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tiny_config: list[str], tmp_path: Path):

@@ -145,11 +145,8 @@ def test_flips(run: Path, capsys) -> None:
 
 
 def harmless(kind: str, damage: Damage) -> bool:
-    """What may pass unrefused: the list of sums gone or about files not read; the older checkpoint,
-    or a checkpoint wholly gone, of which the one before is taken."""
-    if damage.path.name == "SHA256SUMS":
-        return kind in ("coder", "index", "evaluation") or damage.how in ("gone",)
+    """What may pass unrefused, since what is read is sound: a damaged list of sums, the checkpoint
+    before the last, a manifest that is gone (all stages are then done anew)."""
     if kind == "checkpoint":
-        older = damage.path.name in ("step-7.pt", "checkpoint-7.json")
-        return older or (damage.how == "gone" and damage.path.suffix == ".json")
-    return kind == "run" and damage.how == "gone"
+        return damage.path.name in ("step-7.pt", "checkpoint-7.json")
+    return damage.path.name == "SHA256SUMS" or (kind == "run" and damage.how == "gone")
