@@ -16,8 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
-from loupe_system import System
-from spec import Spec, synthetic_batches
+from loupe_system import System  # pyright: ignore[reportMissingImports]
+from spec import Spec, synthetic_batches  # pyright: ignore[reportMissingImports]
 
 from sae.kernels.cpu import CHUNK_VALUES, MIN_CHUNK_ROWS
 

@@ -162,10 +162,6 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
     from pipelines.summary import print_summary
 
     todo = plan(config, Manifest.open(config.folder), only, start)
-    if any(stage.name == "train" for stage, _ in todo):
-        from pipelines.train import check_coders
-
-        check_coders(config)
     if dry_run:
         for stage, coders in todo:
             click.echo(f"would do {stage.name} {' '.join(c for c in coders if c)}".rstrip())

@@ -220,6 +220,8 @@ def plan(
 
 def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]) -> None:
     """Does what `plan` said, and writes the resolved configuration beside the results."""
+    if any(stage.name in ("harvest", "train") for stage, _ in todo):
+        _check_coders(config)  # before the harvest, not after it
     config.folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.open(config.folder)
     fingerprints = Fingerprints(config)
@@ -263,6 +265,12 @@ def _run_stage(
         stage.recorded(config)
     _write_config(config, manifest)  # only now: settings that were refused change nothing
     console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
+
+
+def _check_coders(config: RunConfig) -> None:
+    from pipelines import train
+
+    train.check_coders(config)
 
 
 def _write_config(config: RunConfig, manifest: Manifest) -> None:
