@@ -85,10 +85,9 @@ class ActivationStore:
     def read(self, site: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of a site: (n, D) float16. A damaged or lost chunk is an error."""
         self.check_site(site)
-        array = array_of(self._group, f"activations/{site}")
         with self._damage_named(f"rows {start} to {stop} of `{site}`"):
             self._require_shards(site, start, stop)
-            return np.asarray(array[start:stop])
+            return np.asarray(array_of(self._group, f"activations/{site}")[start:stop])
 
     def stats(self, site: str) -> SiteStats:
         self.check_site(site)

@@ -259,6 +259,6 @@ def _sync(path: Path) -> None:
 
 
 def _load_sums(path: Path, site: str) -> SiteSums:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         count, square, norm = arrays[f"{site}/scalars"]
         return SiteSums(int(count), arrays[f"{site}/total"], float(square), float(norm))

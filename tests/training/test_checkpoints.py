@@ -214,7 +214,7 @@ def test_many_checkpoints_leave_two(store: ActivationStore, tmp_path: Path) -> N
     open_files = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     for done in range(1, 300):
         trainers[0].done = done
-        save_checkpoint(tmp_path, trainers, "f")
-    assert len(list(tmp_path.rglob("*.*"))) == 4
+        save_checkpoint(tmp_path / "c", trainers, "f")
+    assert len(list((tmp_path / "c").rglob("*.*"))) == 4
     if open_files:
         assert len(list(Path("/proc/self/fd").iterdir())) <= open_files
