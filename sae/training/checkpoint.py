@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -120,7 +120,7 @@ def _save(path: Path, state: dict[str, Any]) -> str:
     digest = hashlib.sha256()
 
     def write(file: BinaryIO) -> None:
-        torch.save(state, _Hashed(file, digest))
+        torch.save(state, cast(BinaryIO, _Hashed(file, digest)))
 
     atomic_write(path, write)
     return digest.hexdigest()
