@@ -11,6 +11,7 @@ import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -104,12 +105,12 @@ class StoreWriter:
         if kind is None:
             self._raise_if_failed()
 
-    def _attributes(self) -> dict[str, object]:
+    def _attributes(self) -> dict[str, Any]:
         """Of the store at `path`, {} if there is none; `UserError` for what is not of Loupe."""
         if not self.path.exists() or all(p.suffix == ".partial" for p in self.path.iterdir()):
             return {}
         try:
-            attributes = dict(zarr.open_group(self.path, mode="r").attrs)
+            attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r").attrs)
         except (OSError, ValueError):
             attributes = {}
         if "schema" not in attributes:
