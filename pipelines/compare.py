@@ -10,6 +10,7 @@ from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from pipelines.sweep import SIZES, family_name
 from sae.base.files import read_json, sha256_json, write_json, write_text
+from sae.base.sums import require_intact
 from sae.coders import load_coder
 from sae.metrics.compare import compare
 from sae.metrics.report import write_comparison, write_report
@@ -25,6 +26,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     folder = config.folder / "evaluation"
     coders = config.train.coders
+    require_intact(folder, [f"{coder.name}.json" for coder in coders])
     evaluations = {coder.name: read_json(folder / f"{coder.name}.json") for coder in coders}
     write_report(evaluations, folder / "report.html")
     found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})

@@ -55,7 +55,9 @@ class HarvestConfig(Section):
     )
     batch: Count = Field(default=8, description="sequences per forward pass")
     compression: str = Field(
-        default="none", description="none or zstd (8 % smaller, several times slower)"
+        default="none",
+        pattern="^(none|zstd)$",
+        description="none or zstd (8 % smaller, several times slower)",
     )
 
 

@@ -5,23 +5,28 @@ from typing import Any
 
 import sae
 from pipelines.config import CoderConfig, RunConfig, TrainConfig
-from pipelines.progress import listed, progress
-from sae.base.devices import default_device
+from pipelines.manifest import CODE, code_hash
+from pipelines.progress import console, listed, progress
+from sae.base.devices import default_device, parse_device
+from sae.base.errors import UserError
 from sae.base.files import sha256_json
+from sae.base.interrupts import noted_signals
 from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
-from sae.coders.registry import TWO_SITES, hyperparameters_of
+from sae.coders.registry import TRAINABLE, TWO_SITES, check_options, hyperparameters_of
 from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.store.schema import CHUNK_ROWS
 from sae.training import CoderTrainer, Settings, train
-from sae.training.checkpoint import remove_checkpoint
 from sae.training.optimizer import moment_bytes
 
 
 def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Trains the named coders on one stream; each sees `train.tokens` tokens."""
+    """Trains the named coders on one stream; each sees `train.tokens` tokens.
+
+    SIGINT and SIGTERM end the step at work, save a checkpoint and raise `Interrupted`.
+    """
     store = ActivationStore.open(config.store)
     wanted = [coder for coder in config.train.coders if coder.name in names]
     steps = max(1, config.train.tokens // config.train.batch)
@@ -37,8 +42,12 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     )
     folder = config.folder / "coders"
     coders = [coder.model_dump() for coder in wanted]
-    fingerprint = sha256_json([config.train.recipe, coders, store.attributes])
-    with progress(f"train {listed(names)}", steps * config.train.batch) as update:
+    code = code_hash(*CODE["train"])
+    fingerprint = sha256_json([config.train.recipe, coders, store.attributes, code])
+    with (
+        progress(f"train {listed(names)}", steps * config.train.batch) as update,
+        noted_signals() as stop,
+    ):
         facts = train(
             trainers,
             reader,
@@ -48,12 +57,13 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
             checkpoint_seconds=config.train.checkpoint_seconds,
             wandb_project=config.train.wandb,
             on_step=lambda step: update(step * config.train.batch),
+            stop=stop,
+            say=lambda sentence: console.print(sentence, markup=False),
         )
     for trainer in trainers:
         coder = trainer.finished_coder()
         coder.metadata = _metadata(config, trainer, store)
         save_coder(coder, folder / trainer.name)
-    remove_checkpoint(folder, trainers)
     return facts
 
 
@@ -71,8 +81,34 @@ def _trainer(
             extra["d_out"] = store.width[wanted.target_site]
     width = wanted.width or wanted.expansion * d_in
     coder = make_coder(wanted.architecture, d_in, width, **extra)
+    device = config.model.device or default_device()
+    settings = _settings(config, wanted, steps)
+    return CoderTrainer(
+        wanted.name, coder, site, store.stats(site), settings, device, target=target
+    )
+
+
+def check_coders(config: RunConfig) -> None:
+    """What can be known to be wrong with the coders' settings before the hours of a harvest."""
+    parse_device(config.model.device)
+    for coder in config.train.coders:
+        check_options(coder.architecture, coder.options)
+        if coder.architecture not in TRAINABLE:
+            raise UserError(
+                f"`{coder.architecture}` is a form in which coders are saved; train one of "
+                f"{', '.join(TRAINABLE)}."
+            )
+        if coder.architecture in TWO_SITES and coder.target_site is None:
+            raise UserError(
+                f"`{coder.architecture}` predicts one site from another; name it as `target_site` "
+                f"of the coder `{coder.name}`."
+            )
+        _settings(config, coder, steps=1)
+
+
+def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
     options = config.train
-    settings = Settings(
+    return Settings(
         steps=steps,
         batch=options.batch,
         learning_rate=wanted.learning_rate,
@@ -86,10 +122,6 @@ def _trainer(
         resample=wanted.resample,
         resample_window=wanted.resample_window,
         seed=wanted.seed,
-    )
-    device = config.model.device or default_device()
-    return CoderTrainer(
-        wanted.name, coder, site, store.stats(site), settings, device, target=target
     )
 
 

@@ -64,7 +64,7 @@ def hyperparameters_of(architecture: str) -> tuple[str, ...]:
 
 
 def check_options(architecture: str, options: Iterable[str]) -> None:
-    """Raises `UserError` for a hyperparameter that the architecture does not have."""
+    """Raises `UserError` for an unknown architecture, or an option that it does not have."""
     known = hyperparameters_of(architecture)
     for name in options:
         if name not in known:

@@ -183,9 +183,11 @@ def test_settings_that_change_meaning_are_refused(
     tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     from sae.base.files import read_json, write_json
+    from sae.base.sums import seal
 
     save_coder(make_trained("topk")[0].folded(1.0), tmp_path)
     config = read_json(tmp_path / "cfg.json")
     write_json(tmp_path / "cfg.json", {**config, key: value})
+    seal(tmp_path, ["cfg.json"])
     with pytest.raises(UserError, match=message):
         load_coder(tmp_path)

@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,12 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.base.files import read_json
 from sae.coders import Codes, make_coder
 from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.kernels import Support, get_kernels
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
+from sae.training.checkpoint import checkpoints
 from sae.training.dead import DeadLatents, auxk_step
 from tests.contracts.test_coders import OPTIONS
 
@@ -40,6 +41,13 @@ def _trainer(store: ActivationStore, name: str, settings: Settings) -> CoderTrai
 
 def make_reader(store: ActivationStore) -> ShuffledReader:
     return ShuffledReader(store, [SITE, TARGET], BATCH, window=4)
+
+
+def curve(folder: Path) -> list[dict]:
+    """The log without what depends on the clock; two trainings that are one have one curve."""
+    timed = ("tokens_per_s", "waited_share")
+    lines = (folder / "training.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
 def test_training_learns_and_logs(store: ActivationStore, tmp_path: Path) -> None:
@@ -82,7 +90,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
             checkpoint_seconds=0,
             on_step=kill_at_25,
         )
-    assert read_json(tmp_path / "b" / "checkpoint.json")["step"] == 24
+    assert checkpoints(tmp_path / "b")[0].name == "checkpoint-24.json"
     second = _trainers(store)
     train(second, make_reader(store), tmp_path / "b", STEPS, fingerprint="a", log_every=5)
     for ours, truth in zip(second, undisturbed, strict=True):
@@ -90,9 +98,7 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
             ours.coder.state_dict().items(), truth.coder.state_dict().values(), strict=True
         ):
             assert torch.equal(a, b), f"{ours.name} {name}"
-        logs = [tmp_path / run / ours.name / "training.jsonl" for run in "ab"]
-        steps = [[line.split(",")[0] for line in log.read_text().splitlines()] for log in logs]
-        assert steps[0] == steps[1]
+        assert curve(tmp_path / "a" / ours.name) == curve(tmp_path / "b" / ours.name)
 
 
 WIDE = {"width": 512, "learning_rate": 1e-2, "ema": 0.9, "moments": "bfloat16"}
@@ -189,13 +195,6 @@ def test_a_checkpoint_of_another_training_is_not_used(
     assert facts["steps"] == STEPS
 
 
-def test_a_damaged_checkpoint_is_a_sentence(store: ActivationStore, tmp_path: Path) -> None:
-    train(_trainers(store, ("topk",)), make_reader(store), tmp_path, STEPS, fingerprint="a")
-    (tmp_path / "topk" / "checkpoint" / f"step-{STEPS}.pt").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="cannot be read"):
-        train(_trainers(store, ("topk",)), make_reader(store), tmp_path, STEPS, fingerprint="a")
-
-
 def test_logging_and_reading_the_coder_change_nothing(
     store: ActivationStore, tmp_path: Path
 ) -> None:
@@ -241,6 +240,12 @@ def _auxk_parts(backend: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss, {n: p.grad for n, p in coder.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(params=[0.0, 1.0], ids=["dense", "sparse"])
+def auxk_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae.training.dead.DENSE_ABOVE", request.param)
+
+
+@pytest.mark.usefixtures("auxk_form")
 @pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
 def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) -> None:
     _, gradients = _auxk_parts(backend)
@@ -252,6 +257,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) ->
     assert "b_dec_D" not in gradients
 
 
+@pytest.mark.usefixtures("auxk_form")
 @pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
 def test_auxk_agrees_with_its_formula(backend: str) -> None:
     """Dense, by hand: only dead latents ranked, no bias in the estimate, residual constant."""
