@@ -53,7 +53,8 @@ def measure(given: argparse.Namespace, batch: int, d: int, width: int) -> list[f
     centre_CD = torch.randn(given.coders, d, generator=drawn).to(given.device)  # as coders' b_dec
 
     def apart() -> object:
-        return [(x_BD - c_D).bfloat16() @ W_FD.T for c_D, W_FD in zip(centre_CD, W_CFD, strict=True)]
+        pairs = zip(centre_CD, W_CFD, strict=True)
+        return [(x_BD - c_D).bfloat16() @ W_FD.T for c_D, W_FD in pairs]
 
     def stacked() -> object:
         return x_BD.bfloat16() @ W_ND.T
