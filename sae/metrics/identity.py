@@ -80,14 +80,17 @@ def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str
     """EV of the coder as it is, against EV in the units of training.
 
     Training scales x so that its variance is D. A coder that was saved without folding that in
-    explains x only once it is scaled; a folded one explains it as it is.
+    explains x only once it is scaled; a folded one explains it as it is. A coder that was hardly
+    trained may explain more of larger x as well, because its thresholds then matter less; that its
+    `b_dec` lies at the mean of x, not at the scaled one, shows that its units are right.
     """
     scale_in, scale_out = (_training_scale(few, s) for s in (source, site))
 
     def in_units_of_training(x_BD: Tensor) -> Tensor:
         return coder(x_BD * scale_in) / scale_out
 
-    more = max(0.0, _ev(in_units_of_training, own) - _ev(coder, own))
+    folded = _lies_at(coder.b_dec_D, own.x_BD.mean(0), scale_out)
+    more = 0.0 if folded else max(0.0, _ev(in_units_of_training, own) - _ev(coder, own))
     return SelfTest(
         "scale_identity",
         more,
@@ -95,6 +98,12 @@ def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str
         "a coder must take activations as they are; this one explains more of them scaled by "
         f"{scale_in:.4g}, as in training, so that its weights were not folded",
     )
+
+
+def _lies_at(b_D: Tensor, mean_D: Tensor, scale: float) -> bool:
+    """Whether a bias is near the mean of x as it is, and nearer to it than to the scaled mean."""
+    away = (b_D - mean_D).norm()
+    return bool(away < mean_D.norm() / 2) and bool(away < (b_D - scale * mean_D).norm())
 
 
 def decoder_identity(coder: Coder, own: Batch) -> SelfTest:
