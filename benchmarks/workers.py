@@ -46,7 +46,7 @@ class Worker:
     ) -> None:
         self.system, self.caps, self._log = system, caps, log
         environment = dict(os.environ, PYTHONUNBUFFERED="1")
-        if system == "loupe":
+        if system.startswith("loupe"):
             environment["PYTHONPATH"] = str(ROOT)
         with log.open("wb") as errors:
             self.process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """The command `sae`. Options of a run are keys of `pipelines.config.RunConfig`, nowhere else."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import sae
 from pipelines.config import RunConfig
 from sae.base.config import describe, load_config
 from sae.base.errors import CheckFailure, UserError
+from sae.base.interrupts import Interrupted, raised_signals
 
 STAGE_HELP = {
     "harvest": "Run the model over the corpus and store its activations.",
@@ -20,6 +22,7 @@ STAGE_HELP = {
     "export": "Write each feature dictionary to one HDF5 file.",
 }
 EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True}
+NOT_USABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 DEMO = Path(__file__).parent / "demo.yaml"
 
 
@@ -172,21 +175,47 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2.
+
+    1: a check failed, or the disk is full; 130 and 143: SIGINT and SIGTERM.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        cli(arguments, standalone_mode=False)
+        with raised_signals():
+            cli(arguments, standalone_mode=False)
     except UserError as error:
         _fail(str(error), code=2)
     except CheckFailure as error:
         _fail(str(error), code=1)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except click.exceptions.Abort as error:
+        stopped = error.__cause__
+        if not isinstance(stopped, Interrupted):
+            sys.exit(130)
+        _fail(stopped.sentence or f"Stopped by {stopped.name}.", code=stopped.code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+    except OSError as error:
+        sentence, code = _of_the_system(error)
+        if not sentence:
+            raise
+        _fail(sentence, code)
+
+
+def _of_the_system(error: OSError) -> tuple[str, int]:
+    """The sentence and exit code of what the file system refused; ("", _) for a defect of ours."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full{where}; make room and give the same command again: it goes on "
+            "from what is saved.",
+            1,
+        )
+    if isinstance(error, NOT_USABLE):
+        return f"{error.strerror}{where}; give a path that can be read and written.", 2
+    return "", 2
 
 
 def _fail(sentence: str, code: int) -> None:

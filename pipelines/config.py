@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -55,7 +55,9 @@ class HarvestConfig(Section):
     )
     batch: Count = Field(default=8, description="sequences per forward pass")
     compression: str = Field(
-        default="none", description="none or zstd (8 % smaller, several times slower)"
+        default="none",
+        pattern="^(none|zstd)$",
+        description="none or zstd (8 % smaller, several times slower)",
     )
 
 
@@ -167,6 +169,13 @@ class TrainConfig(Section):
     auxk_k: Count | None = Field(default=None, description="dead latents per token; default: D / 2")
     dead_after: Count = Field(
         default=1_000_000, description="silent tokens that make a latent dead"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="running average of the weights, saved in their place"
+    )
+    moments: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="precision of Adam's moments: float32, bfloat16; auto: by the coder's size",
     )
     seed: int = Field(default=0, description="of the order of the data")
     window: Count = Field(default=64, description="chunks of 2 Ki rows that are shuffled together")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pipelines.config import RunConfig
+from pipelines.manifest import CODE, code_hash
 from pipelines.progress import progress
 from sae.base.errors import UserError
 from sae.corpus import PackedCorpus, open_corpus, pack_corpus
@@ -38,6 +39,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         bos=lm.bos_id,
         harvested_as=str(lm.dtype).removeprefix("torch."),
         compression=config.harvest.compression,  # pyright: ignore[reportArgumentType]
+        code=code_hash(*CODE["harvest"]),
     )
     documents = DocumentTable(packed.document_start, packed.document_id, packed.document_title)
     with StoreWriter(config.store, spec, packed.tokens, documents) as writer:

@@ -3,6 +3,8 @@
 import hashlib
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -12,28 +14,52 @@ from typing import Any
 
 import sae
 from sae.base.errors import UserError
-from sae.base.files import read_json, write_json
+from sae.base.files import read_json, read_sealed_json, write_sealed_json
+from sae.base.locks import Lock
 
-SCHEMA = 1
+SCHEMA = 2
+UNSEALED = 1  # the schema before manifests carried their own hash
+CODE = {
+    "harvest": ("pipelines.harvest", "sae.corpus", "sae.lm", "sae.store"),
+    "train": ("pipelines.train", "sae.kernels", "sae.coders", "sae.training"),
+    "evaluate": ("pipelines.evaluate", "sae.metrics"),
+    "compare": ("pipelines.compare", "pipelines.sweep", "sae.metrics"),
+    "index": ("pipelines.index", "sae.features"),
+    "export": ("pipelines.export", "sae.io"),
+}
+"""The source that decides what each stage makes."""
 RECORDED = ("torch", "transformers", "tokenizers", "zarr", "numpy", "safetensors")
 
 
 @dataclass
 class Manifest:
-    """The items that a run folder holds: name -> {"fingerprint", "outputs", "seconds", ...}."""
+    """The items that a run folder holds: name -> {"fingerprint", "outputs", "seconds", ...}.
+
+    Several processes may work in one folder: every change is made to the items as they are on
+    disk at that moment. `configuration` is the sha256 of the `run.yaml` that was last written.
+    """
 
     path: Path
     items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configuration: str | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "Manifest":
+        """Raises `UserError` if the file is damaged, or of another version of Loupe."""
         path = folder / "manifest.json"
         if not path.exists():
             return cls(path)
         content = read_json(path)
-        if content.get("schema") != SCHEMA:
+        if not isinstance(content, dict) or "sha256" in content or content.get("schema") != 1:
+            try:
+                content = read_sealed_json(path)
+            except UserError as error:
+                raise UserError(
+                    f"{error} Remove it; `sae run` then does every stage anew."
+                ) from None
+        if content.get("schema") not in (SCHEMA, UNSEALED):
             raise UserError(f"{path} has schema {content.get('schema')!r}; expected {SCHEMA}.")
-        return cls(path, content["items"])
+        return cls(path, content["items"], content.get("configuration"))
 
     def is_current(self, name: str, fingerprint: str) -> bool:
         """Whether the item was made by exactly this, and its outputs are still there."""
@@ -45,7 +71,7 @@ class Manifest:
     def record(
         self, name: str, fingerprint: str, outputs: list[Path], seconds: float, facts: Any
     ) -> None:
-        self.items[name] = {
+        item = {
             "fingerprint": fingerprint,
             "outputs": [str(path.relative_to(self.path.parent)) for path in outputs],
             "seconds": round(seconds, 3),
@@ -53,12 +79,31 @@ class Manifest:
             "facts": facts,
             "versions": versions(),
         }
-        write_json(self.path, {"schema": SCHEMA, "items": self.items})
+        with self._changing():
+            self.items[name] = item
 
     def forget(self, names: list[str]) -> None:
         """Drops items, so that a stage that dies in the middle is not taken for whole."""
-        if any(self.items.pop(name, None) for name in names):
-            write_json(self.path, {"schema": SCHEMA, "items": self.items})
+        with self._changing():
+            for name in names:
+                self.items.pop(name, None)
+
+    def configured(self, sha256: str) -> None:
+        """Notes the hash of the `run.yaml` that was just written."""
+        with self._changing():
+            self.configuration = sha256
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Brings in what other processes recorded; writes what the caller changed."""
+        with Lock(self.path.with_name(".manifest.lock"), f"{self.path}", wait=True):
+            present = Manifest.open(self.path.parent)
+            self.items, self.configuration = present.items, present.configuration
+            yield
+            write_sealed_json(
+                self.path,
+                {"schema": SCHEMA, "items": self.items, "configuration": self.configuration},
+            )
 
 
 def versions() -> dict[str, str]:

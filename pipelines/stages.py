@@ -4,6 +4,7 @@ An item is a stage, or a stage of one coder (`evaluate/topk`). Its fingerprint c
 of the configuration, its code, and the fingerprints of the items that it reads.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any
 import yaml
 
 from pipelines.config import RunConfig
-from pipelines.manifest import Manifest, code_hash
+from pipelines.manifest import CODE, Manifest, code_hash
 from pipelines.progress import console, listed
 from sae.base.errors import UserError, nearest
-from sae.base.files import sha256_json, sha256_tree, write_text
+from sae.base.files import sha256_file, sha256_json, sha256_tree, write_text
+from sae.base.locks import Lock
+from sae.base.sums import seal
 from sae.corpus import open_corpus
 
 Facts = dict[str, Any]
@@ -24,17 +27,24 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """`run(config, coders)` makes the outputs of the named coders, or of the stage as a whole."""
+    """`run(config, coders)` makes the outputs of the named coders, or of the stage as a whole.
+
+    `seals` gives the folder and the patterns of the files that it wrote, whose sums are taken then
+    (harvest and index do it themselves, as they write). `anew` removes what it would find complete
+    when it is to be redone; `recorded` removes what is not needed once its end is on record.
+    """
 
     name: str
     reads: tuple[str, ...]
-    code: tuple[str, ...]
     settings: Callable[[RunConfig, str | None], Any]
     outputs: Callable[[RunConfig, str | None], list[Path]]
     run: Callable[[RunConfig, Sequence[str]], Facts]
     per_coder: bool = True
     together: bool = False  # its coders share one run (one stream of data)
     part_of: str | None = None  # the stage with which it is done, where that one is asked for alone
+    seals: Callable[[RunConfig, str | None], tuple[Path, list[str]]] | None = None
+    anew: Callable[[RunConfig], None] | None = None
+    recorded: Callable[[RunConfig], None] | None = None
 
 
 def _harvest(config: RunConfig, _coders: Sequence[str]) -> Facts:
@@ -47,6 +57,12 @@ def _train(config: RunConfig, coders: Sequence[str]) -> Facts:
     from pipelines import train
 
     return train.run(config, coders)
+
+
+def _forget_checkpoints(config: RunConfig) -> None:
+    from sae.training.checkpoint import remove_checkpoints
+
+    remove_checkpoints(config.folder / "coders")
 
 
 def _evaluate(config: RunConfig, coders: Sequence[str]) -> Facts:
@@ -90,33 +106,33 @@ STAGES: dict[str, Stage] = {
         Stage(
             "harvest",
             reads=(),
-            code=("pipelines.harvest", "sae.corpus", "sae.lm", "sae.store"),
             settings=_harvest_settings,
             outputs=lambda c, _: [c.store],
             run=_harvest,
             per_coder=False,
+            anew=lambda c: shutil.rmtree(c.store, ignore_errors=True),
         ),
         Stage(
             "train",
             reads=("harvest",),
-            code=("pipelines.train", "sae.kernels", "sae.coders", "sae.training"),
             settings=_train_settings,
             outputs=lambda c, n: [c.coder_folder(n or "") / "cfg.json"],
             run=_train,
             together=True,
+            seals=lambda c, n: (c.coder_folder(n or ""), ["training.jsonl", "tensorboard/*"]),
+            recorded=_forget_checkpoints,
         ),
         Stage(
             "evaluate",
             reads=("harvest", "train"),
-            code=("pipelines.evaluate", "sae.metrics"),
             settings=lambda c, _: c.evaluate.model_dump(),
             outputs=lambda c, n: [c.folder / "evaluation" / f"{n}.json"],
             run=_evaluate,
+            seals=lambda c, n: (c.folder / "evaluation", [f"{n}.json"]),
         ),
         Stage(
             "compare",
             reads=("evaluate",),
-            code=("pipelines.compare", "pipelines.sweep", "sae.metrics"),
             settings=lambda c, _: [coder.name for coder in c.train.coders],
             outputs=lambda c, _: [
                 c.folder / "evaluation" / "report.html",
@@ -125,11 +141,11 @@ STAGES: dict[str, Stage] = {
             run=_compare,
             per_coder=False,
             part_of="evaluate",
+            seals=lambda c, _: (c.folder / "evaluation", ["report.html", "compare/*"]),
         ),
         Stage(
             "index",
             reads=("harvest", "train"),
-            code=("pipelines.index", "sae.features"),
             settings=lambda c, _: c.index.model_dump(),
             outputs=lambda c, n: [c.folder / "features" / str(n) / "index.json"],
             run=_index,
@@ -137,10 +153,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             "export",
             reads=("index",),
-            code=("pipelines.export", "sae.io"),
             settings=lambda c, _: c.export.model_dump(),
             outputs=lambda c, n: [c.folder / "export" / f"{n}.h5"],
             run=_export,
+            seals=lambda c, n: (c.folder / "export", [f"{n}.h5"]),
         ),
     )
 }
@@ -162,7 +178,7 @@ class Fingerprints:
                 for read in self._read_by(coder, STAGES[name])
             ]
             self._known[item] = sha256_json(
-                [stage.settings(self.config, coder), code_hash(*stage.code), upstream]
+                [stage.settings(self.config, coder), code_hash(*CODE[stage.name]), upstream]
             )
         return self._known[item]
 
@@ -204,15 +220,21 @@ def plan(
 
 def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]) -> None:
     """Does what `plan` said, and writes the resolved configuration beside the results."""
+    if any(stage.name in ("harvest", "train") for stage, _ in todo):
+        _check_coders(config)  # before the harvest, not after it
     config.folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.open(config.folder)
     fingerprints = Fingerprints(config)
     if todo and not (config.folder / "run.yaml").exists():
-        _write_config(config)  # a run that is killed at once can be named by its folder
+        _write_config(config, manifest)  # a run that is killed at once can be named by its folder
     for stage, stale in todo:
         _require_inputs(config, stage, manifest)
         for coders in [stale] if stage.together else [[coder] for coder in stale]:
-            _run_stage(config, stage, coders, manifest, fingerprints)
+            at_work = stage.name if stage.together else _item(stage, coders[0])
+            lock = config.folder / ".locks" / at_work.replace("/", "-")
+            with Lock(lock, f"`{at_work}` of {config.folder}"):
+                _run_stage(config, stage, coders, manifest, fingerprints)
+    _write_config(config, manifest)  # a kill may have come between a stage's end and this
 
 
 def _run_stage(
@@ -223,26 +245,43 @@ def _run_stage(
     fingerprints: Fingerprints,
 ) -> None:
     """One call of a stage, for the coders that it does together."""
-    items = [_item(stage, coder) for coder in coders]
-    manifest.forget(items)
+    items = {_item(stage, coder): coder for coder in coders}
+    forced = any(manifest.is_current(i, fingerprints.of(stage, c)) for i, c in items.items())
+    manifest.forget(list(items))
+    if forced and stage.anew:
+        stage.anew(config)
     names = [coder for coder in coders if coder]
     console.print(f"[bold]{stage.name}[/] {listed(names)}".rstrip())
     began = time.perf_counter()
     facts = stage.run(config, names)
     seconds = time.perf_counter() - began
-    for coder, item in zip(coders, items, strict=True):
+    for item, coder in items.items():
+        if stage.seals:
+            seal(*stage.seals(config, coder))
         outputs = stage.outputs(config, coder)
         each = seconds / len(coders)
         manifest.record(item, fingerprints.of(stage, coder), outputs, each, facts)
-    _write_config(config)  # only now: settings that were refused change nothing
+    if stage.recorded:
+        stage.recorded(config)
+    _write_config(config, manifest)  # only now: settings that were refused change nothing
     console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
 
 
-def _write_config(config: RunConfig) -> None:
+def _check_coders(config: RunConfig) -> None:
+    from pipelines import train
+
+    train.check_coders(config)
+
+
+def _write_config(config: RunConfig, manifest: Manifest) -> None:
     """The configuration as it was resolved: a sweep is written out as its coders."""
     resolved = config.model_dump(mode="json", exclude={"train": {"sweep"}})
-    text = yaml.safe_dump(resolved, sort_keys=False)
-    write_text(config.folder / "run.yaml", text)
+    text, file = yaml.safe_dump(resolved, sort_keys=False), config.folder / "run.yaml"
+    if not file.exists() or file.read_bytes() != text.encode():
+        write_text(file, text)
+    digest = sha256_file(file)
+    if manifest.configuration != digest:
+        manifest.configured(digest)
 
 
 def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None:

@@ -4,23 +4,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import sae
-from pipelines.config import CoderConfig, RunConfig
-from pipelines.progress import listed, progress
-from sae.base.devices import default_device
+from pipelines.config import CoderConfig, RunConfig, TrainConfig
+from pipelines.manifest import CODE, code_hash
+from pipelines.progress import console, listed, progress
+from sae.base.devices import default_device, parse_device
+from sae.base.errors import UserError
 from sae.base.files import sha256_json
+from sae.base.interrupts import noted_signals
 from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
-from sae.coders.registry import TWO_SITES, hyperparameters_of
+from sae.coders.registry import TRAINABLE, TWO_SITES, check_options, hyperparameters_of
 from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.store.schema import CHUNK_ROWS
 from sae.training import CoderTrainer, Settings, train
-from sae.training.checkpoint import remove_checkpoint
+from sae.training.optimizer import moment_bytes
 
 
 def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Trains the named coders on one stream; each sees `train.tokens` tokens."""
+    """Trains the named coders on one stream; each sees `train.tokens` tokens.
+
+    SIGINT and SIGTERM end the step at work, save a checkpoint and raise `Interrupted`.
+    """
     store = ActivationStore.open(config.store)
     wanted = [coder for coder in config.train.coders if coder.name in names]
     steps = max(1, config.train.tokens // config.train.batch)
@@ -36,8 +42,12 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     )
     folder = config.folder / "coders"
     coders = [coder.model_dump() for coder in wanted]
-    fingerprint = sha256_json([config.train.recipe, coders, store.attributes])
-    with progress(f"train {listed(names)}", steps * config.train.batch) as update:
+    code = code_hash(*CODE["train"])
+    fingerprint = sha256_json([config.train.recipe, coders, store.attributes, code])
+    with (
+        progress(f"train {listed(names)}", steps * config.train.batch) as update,
+        noted_signals() as stop,
+    ):
         facts = train(
             trainers,
             reader,
@@ -47,12 +57,13 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
             checkpoint_seconds=config.train.checkpoint_seconds,
             wandb_project=config.train.wandb,
             on_step=lambda step: update(step * config.train.batch),
+            stop=stop,
+            say=lambda sentence: console.print(sentence, markup=False),
         )
     for trainer in trainers:
         coder = trainer.finished_coder()
         coder.metadata = _metadata(config, trainer, store)
         save_coder(coder, folder / trainer.name)
-    remove_checkpoint(folder, trainers)
     return facts
 
 
@@ -70,8 +81,34 @@ def _trainer(
             extra["d_out"] = store.width[wanted.target_site]
     width = wanted.width or wanted.expansion * d_in
     coder = make_coder(wanted.architecture, d_in, width, **extra)
+    device = config.model.device or default_device()
+    settings = _settings(config, wanted, steps)
+    return CoderTrainer(
+        wanted.name, coder, site, store.stats(site), settings, device, target=target
+    )
+
+
+def check_coders(config: RunConfig) -> None:
+    """What can be known to be wrong with the coders' settings before the hours of a harvest."""
+    parse_device(config.model.device)
+    for coder in config.train.coders:
+        check_options(coder.architecture, coder.options)
+        if coder.architecture not in TRAINABLE:
+            raise UserError(
+                f"`{coder.architecture}` is a form in which coders are saved; train one of "
+                f"{', '.join(TRAINABLE)}."
+            )
+        if coder.architecture in TWO_SITES and coder.target_site is None:
+            raise UserError(
+                f"`{coder.architecture}` predicts one site from another; name it as `target_site` "
+                f"of the coder `{coder.name}`."
+            )
+        _settings(config, coder, steps=1)
+
+
+def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
     options = config.train
-    settings = Settings(
+    return Settings(
         steps=steps,
         batch=options.batch,
         learning_rate=wanted.learning_rate,
@@ -80,19 +117,17 @@ def _trainer(
         auxk_coefficient=options.auxk_coefficient,
         auxk_k=options.auxk_k,
         dead_after=options.dead_after,
+        ema=options.ema,
+        moments=options.moments,
         resample=wanted.resample,
         resample_window=wanted.resample_window,
         seed=wanted.seed,
     )
-    device = config.model.device or default_device()
-    return CoderTrainer(
-        wanted.name, coder, site, store.stats(site), settings, device, target=target
-    )
 
 
 def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
-    """On a CPU: weights, gradients, Adam's two moments of every coder; the scores of the one that
-    is at work; windows of every site, read ahead.
+    """On a CPU: weights, gradients, Adam's two moments of every coder, and its average; the scores
+    of the one that is at work; windows of every site, read ahead.
     """
     if (config.model.device or default_device()) != "cpu":
         return
@@ -104,12 +139,23 @@ def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: Activ
             sites.add(read)
         d_out = store.width[coder.target_site or site]
         width = coder.width or coder.expansion * store.width[site]
-        kept += 4 * 4 * width * (store.width[site] + d_out)
+        kept += _bytes_kept(config.train, width, (store.width[site], d_out), coder.k)
         at_work = max(at_work, 4 * min(config.train.batch * width, CHUNK_VALUES))
     read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
     advice = "train fewer or narrower coders, or take a smaller `train.window`"
     what = f"Training {listed([coder.name for coder in wanted])} together"
     require_memory(kept + at_work + read_ahead, what, advice)
+
+
+def _bytes_kept(options: TrainConfig, width: int, columns: tuple[int, int], k: int | None) -> int:
+    """Of one coder, between the steps and in them. Gradients hold the touched rows alone where
+    k of them per token are fewer than the latents."""
+    touched = width if k is None else min(width, options.batch * k)
+    found = 0
+    for d in columns:
+        moment = moment_bytes(width * d, options.moments)
+        found += width * d * (4 + 2 * moment + (4 if options.ema else 0)) + 4 * touched * d
+    return found + 2 * width * columns[0]  # the encoder in bfloat16, for the selection
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:

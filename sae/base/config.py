@@ -34,11 +34,15 @@ def load_config(
 def read_yaml(file: Path | str) -> dict[str, Any]:
     file = Path(file)
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"The configuration {file} does not exist.") from None
+        raise UserError(
+            f"The configuration {file} does not exist; give a YAML file, the folder of a run, or "
+            "settings as key=value."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from None
+        told = " ".join(str(error).split())
+        raise UserError(f"{file} is not valid YAML ({told}); mend it.") from None
     if not isinstance(values, dict | None):
         raise UserError(f"{file} holds a {type(values).__name__}; a configuration is a mapping.")
     return values or {}
@@ -46,7 +50,14 @@ def read_yaml(file: Path | str) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """As YAML reads it, and also `1e6`, which YAML takes for a string."""
-    value = yaml.safe_load(text) if text else None
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        problem = str(getattr(error, "problem", None) or error)
+        raise UserError(
+            f"`{text}` cannot be read as a value ({problem}); it must be YAML, such as 3, text, "
+            "[a, b] or {name: x}."
+        ) from None
     if isinstance(value, str):
         try:
             number = float(value)

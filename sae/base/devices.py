@@ -23,6 +23,27 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32
 
 
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, None being the best there is. Raises `UserError` if it is not."""
+    try:
+        chosen = torch.device(device or default_device())
+    except RuntimeError:
+        raise UserError(
+            f"Unknown device `{device}`; it must be cpu, cuda, cuda:N or mps."
+        ) from None
+    there = {
+        "cpu": True,
+        "cuda": (chosen.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(chosen.type, False):
+        raise UserError(
+            f"The device `{device}` is not there; give another, or none for the best there is, "
+            f"`{default_device()}`."
+        )
+    return chosen
+
+
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype

@@ -1,9 +1,11 @@
 """Files that are either whole or absent, and hashes that say what is in them."""
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +17,7 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
     """Calls `write(file)` on a partial file beside `path`, then renames it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             write(file)
@@ -27,23 +29,62 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
     return path
 
 
+def partial_of(path: Path) -> Path:
+    """Where this process writes what it will rename to `path`; a dead process's one is removed."""
+    ours = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(ours)}*.partial"):
+        pid = left.name.removeprefix(ours).removesuffix(".partial")
+        if pid.isdigit() and not _runs(int(pid)):
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{ours}{os.getpid()}.partial")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def write_text(path: Path | str, text: str) -> Path:
     return atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path | str, value: object) -> Path:
     """Strict JSON (no NaN), readable by a person."""
-    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    return write_text(path, _json(value))
 
 
 def read_json(path: Path | str) -> Any:
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; it was expected to be a JSON file.") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); make it again.") from None
+
+
+def write_sealed_json(path: Path | str, value: dict[str, Any]) -> Path:
+    """JSON that carries the sha256 of its own content under `sha256`."""
+    return write_json(path, {**value, "sha256": sha256_json(value)})
+
+
+def read_sealed_json(path: Path | str) -> dict[str, Any]:
+    """What `write_sealed_json` wrote. Raises `UserError` if a byte of the file has changed."""
+    value = read_json(path)
+    content = {k: v for k, v in value.items() if k != "sha256"} if isinstance(value, dict) else {}
+    whole = {**content, "sha256": sha256_json(content)}
+    if value != whole or Path(path).read_bytes() != _json(whole).encode():
+        raise UserError(f"{path} is damaged: it does not have the SHA-256 that it carries.")
+    return content
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def sha256_file(path: Path | str) -> str:

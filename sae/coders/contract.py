@@ -10,7 +10,7 @@ each, which is what sparse kernels read and what per-row optimisers write.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,13 +21,38 @@ from sae.base.errors import UserError
 from sae.kernels import Codes, Kernels, Support, get_kernels
 
 
-@dataclass(frozen=True)
 class Forward:
-    """One training forward pass: the reconstruction, its codes, and what the loss adds to MSE."""
+    """One training forward pass: the reconstruction, its codes, and what the loss adds to MSE.
 
-    x_hat_BD: Tensor
-    codes: Codes
-    penalty: Tensor | None = None  # scalar, in the units of ‖x − x̂‖² / D
+    `penalty` is a scalar in the units of ‖x − x̂‖² / D.
+    """
+
+    def __init__(self, x_hat_BD: Tensor, codes: Codes, penalty: Tensor | None = None) -> None:
+        self.x_hat_BD, self.codes, self.penalty = x_hat_BD, codes, penalty
+
+    def error(self, y_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """(Σ ‖y − x̂‖² with gradients, y − x̂ without)."""
+        residual_BD = y_BD - self.x_hat_BD
+        return residual_BD.square().sum(), residual_BD.detach()
+
+
+class SparseForward(Forward):
+    """A forward pass whose x̂ = Σ codes · W_dec + b_dec is not needed for the error."""
+
+    def __init__(
+        self, coder: "Coder", codes: Codes, kernels: Kernels, penalty: Tensor | None = None
+    ) -> None:
+        self.coder, self.kernels = coder, kernels
+        self.codes, self.penalty = codes, penalty
+
+    @cached_property
+    def x_hat_BD(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        acts_N, support = self.codes.acts_N, self.codes.support
+        return self.kernels.decode(acts_N, self.coder.W_dec_FD, support) + self.coder.b_dec_D
+
+    def error(self, y_BD: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.coder.W_dec_FD, self.coder.b_dec_D
+        return self.kernels.decode_error(self.codes.acts_N, *weights, y_BD, self.codes.support)
 
 
 class Coder(nn.Module, ABC):
@@ -173,9 +198,7 @@ class Coder(nn.Module, ABC):
         return Codes(torch.relu(pre_N), support)
 
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
-        codes = self._codes_at(x_BD, support, kernels)
-        x_hat_BD = kernels.decode(codes.acts_N, self.W_dec_FD, support) + self.b_dec_D
-        return Forward(x_hat_BD, codes)
+        return SparseForward(self, self._codes_at(x_BD, support, kernels), kernels)
 
 
 def check_k(k: int, d_sae: int) -> None:

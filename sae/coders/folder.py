@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_json, sha256_file, write_json
+from sae.base.sums import SUMS, require_intact, seal
 from sae.coders.contract import Coder
 from sae.coders.registry import ARCHITECTURES, make_coder
 
@@ -28,20 +29,31 @@ LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
 
 
 def save_coder(coder: Coder, folder: Path | str) -> Path:
-    """Writes a coder that takes raw activations. Weights first, so a `cfg.json` means whole."""
+    """Writes a coder that takes raw activations, and the sums of its files.
+
+    Weights come first, so a `cfg.json` means whole. Sums of an older coder there go before that:
+    what they said is no longer so.
+    """
     folder = Path(folder)
+    (folder / SUMS).unlink(missing_ok=True)
     atomic_write(folder / WEIGHTS, lambda file: file.write(_weights(coder)))
     write_json(folder / CONFIG, _config(coder))
+    seal(folder, [WEIGHTS, CONFIG])
     return folder
 
 
 def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
-    """Opens a folder in SAELens's format. Raises `UserError` for what Loupe cannot honour."""
+    """Opens a folder in SAELens's format.
+
+    Raises:
+        UserError: there is none, its files are not what was written, or Loupe cannot honour it.
+    """
     folder = Path(folder)
     if not (folder / CONFIG).exists():
         raise UserError(
             f"There is no coder in {folder} ({CONFIG} is missing); make one with `sae train`."
         )
+    require_intact(folder, [CONFIG, WEIGHTS])
     config = read_json(folder / CONFIG)
     saved_as = str(config.get("architecture"))
     architecture = LOADED_AS.get(saved_as, saved_as)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sae.base.errors import UserError
-from sae.coders.contract import Coder, Forward
+from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
 from sae.kernels import Codes, Kernels, Support
 
@@ -76,9 +76,8 @@ class ISTA(Coder):
     ) -> Forward:
         self._follow_norm()
         codes = self._iterated(x_BD - self.b_dec_D)
-        x_hat_BD = kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
         penalty = self.l1 * codes.acts_N.sum() / (len(x_BD) * self.d_in)
-        return Forward(x_hat_BD, codes, penalty)
+        return SparseForward(self, codes, kernels, penalty)
 
     def scale_units(self, factor: float) -> None:
         self.l1 *= factor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError
-from sae.coders.contract import Coder, Forward
+from sae.coders.contract import Coder, Forward, SparseForward
 from sae.kernels import Codes, Kernels, Support
 
 CHUNK_VALUES = 1 << 26  # of the dense (rows, F) scores of a step that exist at a time
@@ -62,8 +62,7 @@ class MatchingPursuit(Coder):
         self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
     ) -> Forward:
         codes = self._pursue(x_BD - self.b_dec_D)
-        x_hat_BD = kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
-        return Forward(x_hat_BD, codes)
+        return SparseForward(self, codes, kernels)
 
     def scale_units(self, factor: float) -> None:
         self.residual_threshold *= factor

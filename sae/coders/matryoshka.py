@@ -4,7 +4,7 @@ Bussmann, Nabeshima, Karvonen & Nanda 2025, "Learning Multi-Level Features with 
 Sparse Autoencoders". Codes, threshold and saved form are those of BatchTopK.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,26 +45,28 @@ class Matryoshka(BatchTopK):
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
         """One encoding, one decoding of each entry: x̂_m is x̂_(m−1) and the group's own sum."""
         codes = self._codes_at(x_BD, support, kernels)
-        starts = (0, *self.ends[:-1])
-        sizes = [end - start for start, end in zip(starts, self.ends, strict=True)]
-        # `split` joins the groups' gradients once; slices would each fill an (F, D) with zeros.
-        groups = self.W_dec_FD.split(sizes)
         x_hat_BD = self.b_dec_D.expand_as(x_BD)
         nested = x_BD.new_zeros(())
-        for start, W_dec_GD in zip(starts, groups, strict=True):
-            chosen_N, within = _group(support, start, len(W_dec_GD))
+        for start, W_dec_GD, chosen_N, within in self._groups(support):
             acts_N = codes.acts_N.index_select(0, chosen_N)
             x_hat_BD = x_hat_BD + kernels.decode(acts_N, W_dec_GD, within)
-            if start != starts[-1]:
+            if start + len(W_dec_GD) < self.d_sae:
                 nested = nested + (x_BD - x_hat_BD).square().sum()
         return Forward(x_hat_BD, codes, nested / x_BD.numel())
 
+    def _groups(self, support: Support) -> Iterator[tuple[int, Tensor, Tensor, Support]]:
+        """Of each group of latents between two prefixes: its start, decoder rows, the places of
+        its entries, and the support within the group.
 
-def _group(support: Support, start: int, size: int) -> tuple[Tensor, Support]:
-    """Entries of latents [start, start + size): their places, and the support within the group."""
-    latents_N = support.indices_N - start
-    chosen_N = ((latents_N >= 0) & (latents_N < size)).nonzero()[:, 0]
-    counts = torch.bincount(support.row_of_N[chosen_N], minlength=support.rows)
-    offsets = torch.zeros(support.rows + 1, dtype=torch.int64, device=counts.device)
-    torch.cumsum(counts, 0, out=offsets[1:])
-    return chosen_N, Support(latents_N[chosen_N], offsets, size)
+        `split` joins the groups' gradients once; slices would each fill an (F, D) with zeros.
+        """
+        starts = (0, *self.ends[:-1])
+        sizes = [end - start for start, end in zip(starts, self.ends, strict=True)]
+        for start, W_dec_GD in zip(starts, self.W_dec_FD.split(sizes), strict=True):
+            latents_N = support.indices_N - start
+            chosen_N = ((latents_N >= 0) & (latents_N < len(W_dec_GD))).nonzero()[:, 0]
+            counts = torch.bincount(support.row_of_N[chosen_N], minlength=support.rows)
+            offsets = torch.zeros(support.rows + 1, dtype=torch.int64, device=counts.device)
+            torch.cumsum(counts, 0, out=offsets[1:])
+            within = Support(latents_N[chosen_N], offsets, len(W_dec_GD), dense_gradient=True)
+            yield start, W_dec_GD, chosen_N, within

@@ -1,6 +1,7 @@
 """The one list of architectures: it drives `make_coder`, loading, and the contract tests."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from sae.base.errors import UserError, nearest
@@ -62,8 +63,8 @@ def hyperparameters_of(architecture: str) -> tuple[str, ...]:
     return tuple(name for name in parameters if name not in ("d_in", "d_sae"))
 
 
-def make_coder(architecture: str, d_in: int, d_sae: int, **options: Any) -> Coder:
-    """A coder by name, with its own hyperparameters (`k`, `l1`); weights are all zero."""
+def check_options(architecture: str, options: Iterable[str]) -> None:
+    """Raises `UserError` for an unknown architecture, or an option that it does not have."""
     known = hyperparameters_of(architecture)
     for name in options:
         if name not in known:
@@ -71,4 +72,9 @@ def make_coder(architecture: str, d_in: int, d_sae: int, **options: Any) -> Code
                 f"`{architecture}` has no hyperparameter `{name}`; it has "
                 f"{', '.join(known) or 'none'}." + nearest(name, known)
             )
+
+
+def make_coder(architecture: str, d_in: int, d_sae: int, **options: Any) -> Coder:
+    """A coder by name, with its own hyperparameters (`k`, `l1`); weights are all zero."""
+    check_options(architecture, options)
     return ARCHITECTURES[architecture](d_in, d_sae, **options)

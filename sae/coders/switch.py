@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sae.base.errors import UserError
-from sae.coders.contract import Coder, Forward
+from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
 from sae.kernels import Codes, Kernels, Support, get_kernels, select_topk
 
@@ -74,10 +74,9 @@ class Switch(Coder):
         self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None
     ) -> Forward:
         codes, p_BE, expert_B = self._routed(x_BD, kernels, candidates)
-        x_hat_BD = kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
         share_E = torch.bincount(expert_B, minlength=self.experts) / len(x_BD)
         balance = self.experts * (share_E * p_BE.mean(0)).sum()
-        return Forward(x_hat_BD, codes, self.load_balance * balance)
+        return SparseForward(self, codes, kernels, self.load_balance * balance)
 
     def scale_units(self, factor: float) -> None:
         """Inputs come `factor` times as large: the router's logits stay what they were."""

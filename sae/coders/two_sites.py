@@ -91,6 +91,8 @@ class TwoSites(Coder):
 
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
         forward = super()._sparse_forward(x_BD, support, kernels)
+        if not self.skip:
+            return forward
         return Forward(forward.x_hat_BD + self._skipped(x_BD), forward.codes, forward.penalty)
 
     def _skipped(self, x_BD: Tensor | None) -> Tensor | float:

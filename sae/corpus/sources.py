@@ -92,22 +92,26 @@ def _read_all(paths: list[Path], column: str) -> Iterator[Document]:
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
+                record = json.loads(line.decode())
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 where = f"Line {number + 1} of {path}"
                 raise UserError(f"{where} is not valid JSON ({error}); mend or drop it.") from None
             yield _from_record(record, column, f"{path}#{number}")
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is not a parquet file ({error}); mend or drop it.") from None
     names = file.schema_arrow.names
     wanted = [name for name in (column, "title", "id") if name in names]
     _check_column(column, names, str(path))

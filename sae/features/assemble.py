@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sae import __version__
-from sae.base.files import sha256_file, write_json
+from sae.base.files import atomic_write, sha256_file, write_json
+from sae.base.sums import SUMS, write_sums
 from sae.features import layout
 from sae.features.labels import label_features
 from sae.features.notes import copy_notes
@@ -78,7 +79,7 @@ def assemble(
     """Writes every file into `partial` and renames it to `folder`.
 
     `partial` already holds `tokens.npy`, and the files of `codes` if they are on disk there.
-    `meta` is `index.json` without what is known here (sizes, time, version, hashes). Notes
+    `meta` is `index.json` without what is known here (sizes, time, version). Notes
     (`notes.sqlite3`) of an index that is replaced are carried over.
     """
     say = progress or (lambda what, done, total: None)
@@ -134,15 +135,16 @@ def _write_meta(partial: Path, meta: dict[str, Any], width: int, shape: tuple[in
         "tokens": sequences * (context - 1),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "loupe_version": __version__,
-        "self": {name: sha256_file(partial / name) for name in layout.FILES},
     }
     write_json(partial / layout.META, about)
+    names = (layout.META, *layout.FILES)
+    write_sums(partial, {name: sha256_file(partial / name) for name in names})
 
 
 def _put_in_place(partial: Path, folder: Path) -> Path:
     """Renames `partial` to `folder`; what lay there goes, but for the user's notes."""
     for path in partial.iterdir():
-        if path.name != layout.META and path.name not in layout.FILES:
+        if path.name not in (layout.META, SUMS, *layout.FILES):
             path.unlink()
     if folder.exists():
         if (folder / layout.NOTES).exists():
@@ -169,8 +171,9 @@ def _old(folder: Path) -> Path:
 
 
 def _save_unless_there(path: Path, array: np.ndarray) -> None:
+    """Not in place: what a kill leaves half written must not pass for whole."""
     if not path.exists():
-        np.save(path, array)
+        atomic_write(path, lambda file: np.save(file, array))
 
 
 def _savez(path: Path, **arrays: np.ndarray) -> None:

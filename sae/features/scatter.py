@@ -1,5 +1,6 @@
 """From codes in row order to codes in feature order (CSC), in bounded memory."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,4 +63,13 @@ def _create(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
     if size == 0:  # an empty file cannot be mapped
         np.save(path, np.empty(0, dtype))
         return np.empty(0, dtype)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    _allocate(path)
+    return array
+
+
+def _allocate(path: Path) -> None:
+    """Takes the file's blocks now: a disk that fills up later would end the process (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

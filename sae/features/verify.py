@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sae.base.errors import UserError
-from sae.base.files import read_json, sha256_file
+from sae.base.sums import problems_of
 from sae.features import layout
 from sae.features.index import FeatureIndex
 from sae.features.statistics import feature_blocks
@@ -15,27 +15,21 @@ from sae.features.statistics import feature_blocks
 def verify_index(folder: Path | str) -> list[str]:
     """Problems of the index in `folder`, one sentence each; empty if it is sound.
 
-    Checks that it opens, that every file has the hash that `index.json` gives, and that the
-    arrays agree with each other.
+    Checks that every file is what was written (`SHA256SUMS`), that the index opens, and that the
+    arrays agree with each other. The user's notes may change.
     """
     folder = Path(folder)
+    if (folder / layout.META).is_file() and (
+        problems := problems_of(folder, ignored=[f"{layout.NOTES}*"])
+    ):
+        return problems
     try:
         index = FeatureIndex.open(folder)
     except (UserError, OSError, ValueError) as error:
         return [str(error)]
     except Exception as error:  # a broken parquet file raises errors of its own
         return [f"{folder} cannot be read: {error}"]
-    problems = _hashes(folder)
-    return problems or [*_arrays(index), *_table(index)]
-
-
-def _hashes(folder: Path) -> list[str]:
-    known = read_json(folder / layout.META).get("self", {})
-    return [
-        f"{name} is not the file that was written (its sha256 differs); build the index again."
-        for name in layout.FILES
-        if sha256_file(folder / name) != known.get(name)
-    ]
+    return [*_arrays(index), *_table(index)]
 
 
 def _arrays(index: FeatureIndex) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from sae import __version__
 from sae.base.errors import UserError
-from sae.base.files import read_json, require_free_space, sha256_file
+from sae.base.files import partial_of, read_json, require_free_space, sha256_file
 from sae.features.assemble import Progress
 from sae.features.filters import select
 from sae.features.index import FeatureIndex
@@ -63,7 +63,7 @@ def export_dictionary(
     per_feature = 8 * index.meta["d_in"] + examples * (2 * context + 1) * 12 + 1000
     require_free_space(path.parent, len(ids) * per_feature, f"{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
             _write_attributes(file, index, config, features)
@@ -71,6 +71,8 @@ def export_dictionary(
             _write_table(file.create_group("features"), index.view().iloc[ids])
             _write_examples(file.create_group("examples"), index, ids, examples, context, progress)
             _create(file, "vocabulary", [_storable(name) for name in index.vocabulary.names], _TEXT)
+        with partial.open("r+b") as written:
+            os.fsync(written.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

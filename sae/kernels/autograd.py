@@ -39,7 +39,7 @@ class EncodeAt(torch.autograd.Function):
         support, kernels = ctx.support, ctx.kernels
         wants_x, wants_b_dec, wants_W, wants_b = ctx.needs_input_grad[:4]
         grad_x = kernels.rows_sum(grad_N, W_FD, support) if wants_x else None
-        grad_W = kernels.latents_sum(grad_N, centred_BD, support) if wants_W else None
+        grad_W = rows_gradient(grad_N, centred_BD, support, kernels) if wants_W else None
         grad_b = grad_b_dec = None
         if wants_b or wants_b_dec:
             grad_b = grad_N.new_zeros(support.width).index_add_(0, support.indices_N, grad_N)
@@ -67,5 +67,58 @@ class Decode(torch.autograd.Function):
         support, kernels = ctx.support, ctx.kernels
         wants_acts, wants_W = ctx.needs_input_grad[:2]
         grad_acts = kernels.gathered_dots(grad_BD, W_FD, support) if wants_acts else None
-        grad_W = kernels.latents_sum(acts_N, grad_BD, support) if wants_W else None
+        grad_W = rows_gradient(acts_N, grad_BD, support, kernels) if wants_W else None
         return grad_acts, grad_W, None, None
+
+
+class DecodeError(torch.autograd.Function):
+    """Σ_b ‖y_b − b_dec − Σ_i acts[b, i] · W[i]‖², and what is within the norm (no gradient)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        acts_N: Tensor,
+        W_FD: Tensor,
+        b_D: Tensor,
+        y_BD: Tensor,
+        support: Support,
+        kernels: "Kernels",
+    ) -> tuple[Tensor, Tensor]:
+        residual_BD, dots_N, square = kernels.decode_residual(acts_N, W_FD, b_D, y_BD, support)
+        ctx.save_for_backward(acts_N, residual_BD, dots_N)
+        ctx.support, ctx.kernels = support, kernels
+        ctx.mark_non_differentiable(residual_BD)
+        return square, residual_BD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        acts_N, residual_BD, dots_N = ctx.saved_tensors
+        factor = -2 * grads[0]  # of d/dx̂ ‖y − x̂‖²
+        wants_acts, wants_W, wants_b, wants_y = ctx.needs_input_grad[:4]
+        grad_acts = factor * dots_N if wants_acts else None
+        grad_W = grad_b = grad_y = None
+        if wants_W:
+            grad_W = rows_gradient(factor * acts_N, residual_BD, ctx.support, ctx.kernels)
+        if wants_b:
+            grad_b = factor * residual_BD.sum(dim=0)
+        if wants_y:
+            grad_y = -factor * residual_BD
+        return grad_acts, grad_W, grad_b, grad_y, None, None
+
+
+def rows_gradient(values_N: Tensor, x_BD: Tensor, support: Support, kernels: "Kernels") -> Tensor:
+    """(F, D): for each latent, the sum of its tokens' x rows times their values.
+
+    Where a batch touches few latents, a sparse tensor of their rows: a wide dictionary's dense
+    gradient would be as large as the dictionary.
+    """
+    if not support.touches_few:
+        return kernels.latents_sum(values_N, x_BD, support)
+    latents_U, own = support.touched
+    return torch.sparse_coo_tensor(
+        latents_U[None],
+        kernels.latents_sum(values_N, x_BD, own),
+        (support.width, x_BD.shape[1]),
+        is_coalesced=True,
+        check_invariants=False,
+    )

@@ -15,6 +15,7 @@ class Support:
     indices_N[offsets_B1[b] : offsets_B1[b + 1]]. `k` is set where every row has exactly k.
     `pre_N` are the entries' pre-activations, where the choice had to compute them in the
     weights' own precision: they hold for the x and the weights of that choice alone.
+    `dense_gradient`: gradients of the weights are whole matrices, however few rows are touched.
     """
 
     indices_N: Tensor
@@ -22,6 +23,7 @@ class Support:
     width: int
     k: int | None = None
     pre_N: Tensor | None = None
+    dense_gradient: bool = False
 
     @classmethod
     def fixed(cls, indices_BK: Tensor, width: int, pre_BK: Tensor | None = None) -> "Support":
@@ -50,6 +52,21 @@ class Support:
             return torch.arange(self.rows * self.k, device=self.indices_N.device) // self.k
         counts = self.offsets_B1.diff()
         return torch.repeat_interleave(counts)
+
+    @property
+    def touches_few(self) -> bool:
+        """Fewer entries than latents: a gradient of the weights is then mostly rows of zeros."""
+        return len(self.indices_N) < self.width and not self.dense_gradient
+
+    @cached_property
+    def touched(self) -> tuple[Tensor, "Support"]:
+        """(latents_U that have an entry, ascending; this support over these U latents alone)."""
+        present_F = torch.zeros(self.width, dtype=torch.bool, device=self.indices_N.device)
+        present_F[self.indices_N] = True
+        latents_U = present_F.nonzero()[:, 0]
+        number_F = present_F.cumsum(0) - 1
+        own = Support(number_F[self.indices_N], self.offsets_B1, len(latents_U), self.k)
+        return latents_U, own
 
     @cached_property
     def latent_major(self) -> tuple[Tensor, Tensor, Tensor]:

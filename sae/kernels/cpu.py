@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.kernels import loops, sparse
+from sae.kernels import adam_loops, loops, sparse
+from sae.kernels.adam import AdamStep, RowGradient
 from sae.kernels.codes import Support
-from sae.kernels.parallel import even_cuts, for_ranges
+from sae.kernels.parallel import even_cuts, for_ranges, sum_over_ranges
 
 CHUNK_VALUES = 1 << 25  # values of the dense (rows, F) scores that exist at a time
 MIN_CHUNK_ROWS = 256  # fewer, and packing W costs more than multiplying by it
@@ -66,40 +67,63 @@ def rows_sum(acts_N: Tensor, W_FD: Tensor, support: Support) -> Tensor:
     return _weighted_sums(acts_N, order, support.indices_N, W_FD, support.offsets_B1)
 
 
+def decode_residual(
+    acts_N: Tensor, W_FD: Tensor, b_D: Tensor, y_BD: Tensor, support: Support
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `Kernels.decode_residual`, in one pass over the rows."""
+    residual_BD, dots_N = torch.empty_like(y_BD), torch.empty_like(acts_N)
+    acts, W, b, y = (_numpy(t) for t in (acts_N, W_FD, b_D, y_BD))
+    offsets, indices = _numpy(support.offsets_B1), _numpy(support.indices_N)
+    residual, dots = _numpy(residual_BD), _numpy(dots_N)
+    square = sum_over_ranges(
+        support.rows,
+        lambda start, stop: loops.decode_residual(
+            acts, W, b, y, offsets, indices, start, stop, residual, dots
+        ),
+        even_cuts(offsets),
+    )
+    return residual_BD, dots_N, y_BD.new_tensor(square)
+
+
 def latents_sum(values_N: Tensor, x_BD: Tensor, support: Support) -> Tensor:
     """(F, D): for each latent, the sum of its tokens' x rows times their values."""
     order_N, row_N, offsets_F1 = _latent_major(support)
     return _weighted_sums(values_N, _numpy(order_N), row_N, x_BD, offsets_F1)
 
 
-def adam_rows(
-    W: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    step_size: float,
-    root_correction: float,
-    eps: float,
-    unit: bool,
-) -> None:
-    """As `reference.adam_rows`, in one pass over memory."""
-    w, g, m_rows, v_rows = (t.detach().view(-1, t.shape[-1]).numpy() for t in (W, grad, m, v))
+def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: AdamStep) -> None:
+    """As `adam.adam_rows`, in one pass over memory."""
+    values, rows, slept = _rows_of(gradient)
+    w = W.detach().view(-1, W.shape[-1]).numpy()
+    half = m.dtype is torch.bfloat16
+    moments = (t.detach().view(-1, W.shape[-1]) for t in (m, v))
+    m_rows, v_rows = (t.view(torch.uint16).numpy() if half else t.numpy() for t in moments)
+    loop = adam_loops.adam_rows_bfloat16 if half else adam_loops.adam_rows
+    numbers = (step.scale, step.step_size, step.root_correction, step.eps, step.unit, step.seed)
     for_ranges(
-        len(w),
-        lambda start, stop: loops.adam_rows(
-            w, g, m_rows, v_rows, scale, step_size, root_correction, eps, unit, start, stop
-        ),
+        len(rows),
+        lambda start, stop: loop(w, values, m_rows, v_rows, rows, slept, *numbers, start, stop),
     )
 
 
-def tangent_square(grad_FD: Tensor, W_FD: Tensor) -> float:
-    """As `reference.tangent_square`."""
-    grad, W = _numpy(grad_FD), _numpy(W_FD)
-    sums: list[float] = []
-    for_ranges(len(W), lambda start, stop: sums.append(loops.tangent_square(grad, W, start, stop)))
-    return sum(sorted(sums))  # the same sum, whichever thread was first
+def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
+    """As `adam.tangent_square`."""
+    values, rows, _ = _rows_of(gradient)
+    W = _numpy(W_FD)
+    return sum_over_ranges(
+        len(rows),
+        lambda start, stop: adam_loops.tangent_square(values, W, rows, start, stop),
+    )
+
+
+def _rows_of(gradient: RowGradient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values (U, D), their rows, and how long each slept. A vector is one row."""
+    values = _numpy(gradient.values)
+    values = values.reshape(-1, values.shape[-1])
+    rows_U, slept_U = gradient.rows_U, gradient.slept_U
+    rows = np.arange(len(values)) if rows_U is None else _numpy(rows_U)
+    slept = np.zeros(len(values), np.int32) if slept_U is None else _numpy(slept_U)
+    return values, rows, slept
 
 
 def _weighted_sums(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest
-from sae.kernels import reference, sparse
-from sae.kernels.autograd import Decode, EncodeAt
+from sae.kernels import adam, reference, sparse
+from sae.kernels.adam import AdamStep, RowGradient
+from sae.kernels.autograd import Decode, DecodeError, EncodeAt
 from sae.kernels.codes import Support
 
 Backend = Literal["auto", "reference", "sparse", "cpu", "triton"]
@@ -26,8 +27,9 @@ class Kernels:
     gathered_dots: Callable[[Tensor, Tensor, Support], Tensor]
     rows_sum: Callable[[Tensor, Tensor, Support], Tensor]
     latents_sum: Callable[[Tensor, Tensor, Support], Tensor]
-    adam_rows: Callable[..., None] = reference.adam_rows
-    tangent_square: Callable[[Tensor, Tensor], float] = reference.tangent_square
+    adam_rows: Callable[[Tensor, RowGradient, Tensor, Tensor, AdamStep], None] = adam.adam_rows
+    tangent_square: Callable[[RowGradient, Tensor], float] = adam.tangent_square
+    fused_residual: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
     def encode_at(
         self,
@@ -44,6 +46,23 @@ class Kernels:
     def decode(self, acts_N: Tensor, W_dec_FD: Tensor, support: Support) -> Tensor:
         """As `reference.decode`, with gradients of acts and W_dec."""
         return Decode.apply(acts_N, W_dec_FD, support, self)  # pyright: ignore[reportReturnType]
+
+    def decode_error(
+        self, acts_N: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, y_BD: Tensor, support: Support
+    ) -> tuple[Tensor, Tensor]:
+        """(Σ ‖y − x̂‖² with gradients of acts, W_dec, b_dec and y; y − x̂ (B, D) without)."""
+        return DecodeError.apply(acts_N, W_dec_FD, b_dec_D, y_BD, support, self)  # pyright: ignore
+
+    def decode_residual(
+        self, acts_N: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, y_BD: Tensor, support: Support
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(y − x̂, its product with each entry's row of W_dec (N,), its square's sum)."""
+        given = acts_N, W_dec_FD, b_dec_D, y_BD, support
+        if self.fused_residual is not None:
+            return self.fused_residual(*given)
+        residual_BD = y_BD - b_dec_D - self.rows_sum(acts_N, W_dec_FD, support)
+        dots_N = self.gathered_dots(residual_BD, W_dec_FD, support)
+        return residual_BD, dots_N, residual_BD.square().sum()
 
 
 class ReferenceKernels(Kernels):
@@ -62,6 +81,12 @@ class ReferenceKernels(Kernels):
 
     def decode(self, acts_N: Tensor, W_dec_FD: Tensor, support: Support) -> Tensor:
         return reference.decode(acts_N, W_dec_FD, support)
+
+    def decode_error(
+        self, acts_N: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, y_BD: Tensor, support: Support
+    ) -> tuple[Tensor, Tensor]:
+        residual_BD = y_BD - reference.decode(acts_N, W_dec_FD, support) - b_dec_D
+        return residual_BD.square().sum(), residual_BD.detach()
 
 
 def get_kernels(backend: Backend = "auto", device: torch.device | str = "cpu") -> Kernels:
@@ -117,6 +142,7 @@ def _cpu() -> Kernels:
         cpu.latents_sum,
         cpu.adam_rows,
         cpu.tangent_square,
+        cpu.decode_residual,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 FAST = {"reassoc", "contract", "nsz"}
+LOW, HIGH = np.int64(-(2**31)), np.int64(2**31 - 1)  # of a key
 
 
 @njit(nogil=True, cache=True)
@@ -32,24 +33,48 @@ def _kth_largest(keys, n, k, low, high):
 
 
 @njit(nogil=True, cache=True)
-def _largest(keys_F, count, group_max, found, found_keys, low, high, out):
-    """Writes the positions of the `count` largest keys, in ascending order, to `out`.
+def _sortable(bits, b, keys, floats, shift):
+    """keys = scores + b as integers in the order of the floats; `floats` is a view of `keys`.
 
-    Keys are dealt out to groups like cards. The count-th largest of the groups' maxima bounds
-    the count-th largest key from below, so only groups that reach it are looked into.
+    `bits` are the bits of the scores: all of a float32, or the upper half (a bfloat16).
+    """
+    for i in range(len(keys)):
+        keys[i] = np.int32(bits[i]) << shift
+    for i in range(len(keys)):
+        floats[i] += b[i]
+    for i in range(len(keys)):
+        keys[i] ^= (keys[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+
+
+@njit(nogil=True, cache=True)
+def _keys_and_maxima(bits_F, b_F, keys_F, floats_F, group_max):
+    """Fills `keys_F`, and `group_max` with the largest key of each group.
+
+    Keys are dealt out to groups like cards, a round at a time, while a round is in the cache.
     """
     width, groups = len(keys_F), len(group_max)
-    for g in range(groups):
-        group_max[g] = keys_F[g]
-    whole = width // groups * groups
-    for base in range(groups, whole, groups):
-        dealt = keys_F[base : base + groups]  # a slice: LLVM vectorises no offset arithmetic here
-        for g in range(groups):
-            key, best = dealt[g], group_max[g]
-            group_max[g] = key if key > best else best
-    for i in range(whole, width):
-        group_max[i - whole] = max(group_max[i - whole], keys_F[i])
-    bound = _kth_largest(group_max, groups, count, low, high)
+    shift = np.int32(32 - 8 * bits_F.itemsize)
+    for base in range(0, width, groups):
+        end = min(base + groups, width)
+        dealt = keys_F[base:end]  # a slice: LLVM vectorises no offset arithmetic here
+        _sortable(bits_F[base:end], b_F[base:end], dealt, floats_F[base:end], shift)
+        if base == 0:
+            group_max[:] = dealt
+        else:
+            for g in range(end - base):
+                key, best = dealt[g], group_max[g]
+                group_max[g] = key if key > best else best
+
+
+@njit(nogil=True, cache=True)
+def _largest(keys_F, count, group_max, found, found_keys, out):
+    """Writes the positions of the `count` largest keys, in ascending order, to `out`.
+
+    The count-th largest of the groups' maxima bounds the count-th largest key from below, so
+    only groups that reach it are looked into.
+    """
+    width, groups = len(keys_F), len(group_max)
+    bound = _kth_largest(group_max, groups, count, LOW, HIGH)
     n = 0
     for g in range(groups):
         if group_max[g] >= bound:
@@ -58,7 +83,7 @@ def _largest(keys_F, count, group_max, found, found_keys, low, high, out):
                     found[n] = i
                     found_keys[n] = keys_F[i]
                     n += 1
-    bound = _kth_largest(found_keys, n, count, np.int64(bound), high)
+    bound = _kth_largest(found_keys, n, count, np.int64(bound), HIGH)
     above = 0
     for i in range(n):
         above += found_keys[i] > bound
@@ -73,26 +98,27 @@ def _largest(keys_F, count, group_max, found, found_keys, low, high, out):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def _dot(x_BD, b, W_FD, f):
-    total = W_FD.dtype.type(0)
-    for d in range(W_FD.shape[1]):
-        total += x_BD[b, d] * W_FD[f, d]
-    return total
-
-
-@njit(nogil=True, cache=True)
-def _sortable(bits_F, b_F, keys, floats):
-    """keys = scores + b as integers in the order of the floats; `floats` is a view of `keys`.
-
-    `bits_F` are the bits of the scores: all of a float32, or the upper half (a bfloat16).
-    """
-    shift = np.int32(32 - 8 * bits_F.itemsize)
-    for i in range(len(keys)):
-        keys[i] = np.int32(bits_F[i]) << shift
-    for i in range(len(keys)):
-        floats[i] += b_F[i]
-    for i in range(len(keys)):
-        keys[i] ^= (keys[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+def _dots(x, W_FD, latents, count, out):
+    """out[c] = x · W[latents[c]]; four rows of W at a time, so that their loads overlap."""
+    real = W_FD.dtype.type
+    c = 0
+    while c + 4 <= count:
+        w0, w1 = W_FD[latents[c]], W_FD[latents[c + 1]]
+        w2, w3 = W_FD[latents[c + 2]], W_FD[latents[c + 3]]
+        s0, s1, s2, s3 = real(0), real(0), real(0), real(0)
+        for d in range(len(x)):
+            s0 += x[d] * w0[d]
+            s1 += x[d] * w1[d]
+            s2 += x[d] * w2[d]
+            s3 += x[d] * w3[d]
+        out[c], out[c + 1], out[c + 2], out[c + 3] = s0, s1, s2, s3
+        c += 4
+    while c < count:
+        w, total = W_FD[latents[c]], real(0)
+        for d in range(len(x)):
+            total += x[d] * w[d]
+        out[c] = total
+        c += 1
 
 
 @njit(nogil=True, cache=True)
@@ -103,7 +129,6 @@ def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre
     `candidates` that look best by them are scored again in float32, and the K best stay.
     """
     width, k = bits_RF.shape[1], index_RK.shape[1]
-    low, high = np.int64(-(2**31)), np.int64(2**31 - 1)
     groups = min(width, max(2 * candidates, int(np.sqrt(candidates * width)) // 64 * 64))
     keys, group_max = np.empty(width, np.int32), np.empty(groups, np.int32)
     floats = keys.view(np.float32)
@@ -111,10 +136,11 @@ def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre
     chosen = np.empty(candidates, np.int64)
     scores = np.empty(candidates, W_FD.dtype)
     for r in range(start, stop):
-        _sortable(bits_RF[r], b_F, keys, floats)
-        _largest(keys, candidates, group_max, found, found_keys, low, high, chosen)
+        _keys_and_maxima(bits_RF[r], b_F, keys, floats, group_max)
+        _largest(keys, candidates, group_max, found, found_keys, chosen)
+        _dots(x_RD[r], W_FD, chosen, candidates, scores)
         for c in range(candidates):
-            scores[c] = _dot(x_RD, r, W_FD, chosen[c]) + b_F[chosen[c]]
+            scores[c] += b_F[chosen[c]]
         left = candidates
         while left > k:  # drop the least; few are in excess
             least = 0
@@ -134,8 +160,8 @@ def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre
 def gathered_dots(x_BD, W_FD, offsets, indices_N, start, stop, out_N):
     """out[n] = x[b] · W[indices[n]] for the entries n of rows b in [start, stop)."""
     for b in range(start, stop):
-        for n in range(offsets[b], offsets[b + 1]):
-            out_N[n] = _dot(x_BD, b, W_FD, indices_N[n])
+        own = slice(offsets[b], offsets[b + 1])
+        _dots(x_BD[b], W_FD, indices_N[own], offsets[b + 1] - offsets[b], out_N[own])
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
@@ -167,6 +193,38 @@ def weighted_sums(values_N, order_N, rows_N, table, offsets, start, stop, out):
             n += 1
 
 
+@njit(nogil=True, cache=True, fastmath=FAST)
+def decode_residual(acts_N, W_FD, b_D, y_BD, offsets, indices_N, start, stop, residual_BD, dots_N):
+    """residual[b] = y[b] − b − Σ acts · W, and dots[n] = residual[b] · W[indices[n]]; returns the
+    sum of squares. The dots find the rows of W in the cache, where the sum has just left them.
+    """
+    total = 0.0
+    for row in range(start, stop):
+        n, end = offsets[row], offsets[row + 1]
+        r, y = residual_BD[row], y_BD[row]
+        for d in range(len(r)):
+            r[d] = y[d] - b_D[d]
+        while n + 4 <= end:
+            a0, a1, a2, a3 = acts_N[n], acts_N[n + 1], acts_N[n + 2], acts_N[n + 3]
+            w0, w1 = W_FD[indices_N[n]], W_FD[indices_N[n + 1]]
+            w2, w3 = W_FD[indices_N[n + 2]], W_FD[indices_N[n + 3]]
+            for d in range(len(r)):
+                r[d] -= a0 * w0[d] + a1 * w1[d] + a2 * w2[d] + a3 * w3[d]
+            n += 4
+        while n < end:
+            a, w = acts_N[n], W_FD[indices_N[n]]
+            for d in range(len(r)):
+                r[d] -= a * w[d]
+            n += 1
+        square = r.dtype.type(0)
+        for d in range(len(r)):
+            square += r[d] * r[d]
+        total += square
+        own = slice(offsets[row], end)
+        _dots(r, W_FD, indices_N[own], end - offsets[row], dots_N[own])
+    return total
+
+
 @njit(nogil=True, cache=True)
 def sort_by_latent(indices_N, offsets_B1, order_N, row_N, offsets_F1):
     """Counting sort of the entries by latent, rows ascending within one."""
@@ -182,52 +240,3 @@ def sort_by_latent(indices_N, offsets_B1, order_N, row_N, offsets_F1):
             order_N[place[latent]] = n
             row_N[place[latent]] = b
             place[latent] += 1
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def tangent_square(grad_FD, W_FD, start, stop):
-    """Σ over rows of ‖g − (g·w) w‖² = ‖g‖² − (g·w)², for rows w of unit norm."""
-    total = 0.0
-    for f in range(start, stop):
-        g, w = grad_FD[f], W_FD[f]
-        square = g.dtype.type(0)
-        along = g.dtype.type(0)
-        for d in range(len(g)):
-            square += g[d] * g[d]
-            along += g[d] * w[d]
-        total += max(0.0, float(square) - float(along) * float(along))
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # no test for division by 0
-def adam_rows(W_FD, grad_FD, m_FD, v_FD, scale, step_size, root_correction, eps, unit, start, stop):
-    """Adam with beta 0.9 and 0.999 on rows of W; `unit` rows stay on the unit sphere.
-
-    For these the gradient loses its radial part before, and the row is renormalised after.
-    `scale` multiplies the gradient (clipping); `step_size` is rate / (1 − beta1^t);
-    `root_correction` is 1 / sqrt(1 − beta2^t).
-    """
-    real = W_FD.dtype.type
-    one_b1, one_b2 = real(0.1), real(0.001)
-    b1, b2 = real(0.9), real(0.999)
-    size, root, eps_r, factor = real(step_size), real(root_correction), real(eps), real(scale)
-    for f in range(start, stop):
-        w, g, m, v = W_FD[f], grad_FD[f], m_FD[f], v_FD[f]
-        along = real(0)
-        if unit:
-            for d in range(len(w)):
-                along += g[d] * w[d]
-        square = real(0)
-        for d in range(len(w)):
-            gd = (g[d] - along * w[d]) * factor
-            md = b1 * m[d] + one_b1 * gd
-            vd = b2 * v[d] + one_b2 * gd * gd
-            m[d] = md
-            v[d] = vd
-            wd = w[d] - size * md / (np.sqrt(vd) * root + eps_r)
-            w[d] = wd
-            square += wd * wd
-        if unit and square > 0:
-            inverse = real(1) / np.sqrt(square)
-            for d in range(len(w)):
-                w[d] *= inverse

@@ -36,6 +36,15 @@ def for_ranges(rows: int, body: Callable[[int, int], object], bounds: Sequence[i
         other.result()
 
 
+def sum_over_ranges(
+    rows: int, part: Callable[[int, int], float], bounds: Sequence[int] = ()
+) -> float:
+    """The sum of part(start, stop) over such ranges: the same, whichever thread was first."""
+    parts: list[tuple[int, float]] = []
+    for_ranges(rows, lambda start, stop: parts.append((start, part(start, stop))), bounds)
+    return sum(value for _, value in sorted(parts))
+
+
 def even_cuts(offsets: np.ndarray) -> list[int]:
     """Cuts of the segments of `offsets` (S + 1,) into ranges with about the same entries."""
     count = RANGES_PER_THREAD * torch.get_num_threads()

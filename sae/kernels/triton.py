@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae.kernels import sparse
+from sae.kernels import adam, sparse
+from sae.kernels.adam import AdamStep, RowGradient
 from sae.kernels.codes import Support
 
 ENTRIES = 16  # of a row or latent that are loaded at once
@@ -132,21 +133,13 @@ def latents_sum(values_N: Tensor, x_BD: Tensor, support: Support) -> Tensor:
     return _sums(values_N[order], rows, x_BD, offsets)
 
 
-def adam_rows(
-    W: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    step_size: float,
-    root_correction: float,
-    eps: float,
-    unit: bool,
-) -> None:
-    """As `reference.adam_rows`, in one pass over memory."""
-    numbers = (scale, step_size, root_correction, eps)
-    if unit:
+def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: AdamStep) -> None:
+    """As `adam.adam_rows`; in one pass over memory where the gradient is dense."""
+    if gradient.rows_U is not None or gradient.slept_U is not None or m.dtype is not W.dtype:
+        adam.adam_rows(W, gradient, m, v, step)
+        return
+    grad, numbers = gradient.values, (step.scale, step.step_size, step.root_correction, step.eps)
+    if step.unit:
         rows, width = W.shape
         columns = triton.next_power_of_2(width)
         _adam_unit_rows[(rows,)](W, grad, m, v, *numbers, width, COLUMNS=columns)  # pyright: ignore

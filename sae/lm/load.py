@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
 
-from sae.base.devices import default_device, default_dtype, parse_dtype
+from sae.base.devices import default_dtype, parse_device, parse_dtype
 from sae.base.errors import UserError
 from sae.lm.assets import POCKET, local_model_folder
 from sae.lm.model import LanguageModel
@@ -22,7 +22,7 @@ def load_lm(
     `device` defaults to CUDA, then Apple's MPS, then the CPU; `dtype` to bfloat16 where the
     hardware computes in it, else float32. Raises `UserError` if there is no such GPT-2.
     """
-    chosen = torch.device(device or default_device())
+    chosen = parse_device(device)
     precision = parse_dtype(dtype) if dtype is not None else default_dtype(chosen)
     path = str(local_model_folder(name) or name)
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from sae.store.schema import array_of
+from sae.store.schema import CHECKED, array_of
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class DocumentTable:
 
     def save(self, group: zarr.Group) -> None:
         documents = group.create_group("documents", overwrite=True)
-        documents.create_array("start", data=self.start)
+        documents.create_array("start", data=self.start, **CHECKED)
         for name, strings in (("id", self.id), ("title", self.title)):
             encoded = [s.encode() for s in strings]
             offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
             blob = np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8)
-            documents.create_array(f"{name}_offsets", data=offsets)
-            documents.create_array(f"{name}_utf8", data=blob)
+            documents.create_array(f"{name}_offsets", data=offsets, **CHECKED)
+            documents.create_array(f"{name}_utf8", data=blob, **CHECKED)
 
     @classmethod
     def load(cls, group: zarr.Group) -> "DocumentTable":

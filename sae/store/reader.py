@@ -1,5 +1,7 @@
 """Reading a store by row, without torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,13 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from sae.base.errors import UserError, nearest
+from sae.base.sums import SUMS, read_sums, require_intact
 from sae.store.documents import DocumentTable
-from sae.store.schema import StoreSpec, array_of
+from sae.store.schema import StoreSpec, array_of, shard_file
 from sae.store.stats import SiteStats
+
+VERIFYING = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+"""Zarr's own pipeline. `zarrs` (0.2.3) gave flipped bytes of single chunks as data."""
 
 
 class ActivationStore:
@@ -32,15 +38,23 @@ class ActivationStore:
 
     @classmethod
     def open(cls, path: Path | str) -> "ActivationStore":
-        """Opens a finished store. Raises `UserError` if there is none, or it is incomplete."""
+        """Opens a finished store. Raises `UserError` if there is none, or it is incomplete, or
+        a file is missing or its metadata damaged. Rows are checked when they are read.
+        """
+        sealed = (Path(path) / SUMS).is_file()
+        if sealed:
+            _require_files(Path(path))
         try:
             group = zarr.open_group(str(path), mode="r")
         except (FileNotFoundError, GroupNotFoundError):
             raise UserError(
                 f"There is no activation store at {path}; make one with `sae harvest`."
             ) from None
-        spec = StoreSpec.from_attributes(dict(group.attrs), path)
-        if not group.attrs.get("complete"):
+        except ValueError as error:
+            raise UserError(f"{path}/zarr.json is damaged ({error}); harvest again.") from None
+        attributes = dict(group.attrs)
+        spec = StoreSpec.from_attributes(attributes, path)
+        if not attributes.get("complete") or (attributes.get("sealed") and not sealed):
             raise UserError(
                 f"The activation store at {path} is incomplete; `sae harvest` goes on with it."
             )
@@ -49,7 +63,8 @@ class ActivationStore:
     @property
     def documents(self) -> DocumentTable:
         if self._documents is None:
-            self._documents = DocumentTable.load(self._group)
+            with self._damage_named("documents"):
+                self._documents = DocumentTable.load(self._group)
         return self._documents
 
     def rows_of(self, split: str) -> range:
@@ -64,28 +79,53 @@ class ActivationStore:
 
     def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Token ids of sequences [start, stop): (n, T) uint16 or uint32."""
-        return np.asarray(array_of(self._group, "tokens")[start:stop])
+        with self._damage_named("tokens"):
+            return np.asarray(array_of(self._group, "tokens")[start:stop])
 
     def read(self, site: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of a site: (n, D) float16. A damaged chunk is an error."""
+        """Rows [start, stop) of a site: (n, D) float16. A damaged or lost chunk is an error."""
         self.check_site(site)
-        array = array_of(self._group, f"activations/{site}")
-        try:
-            return np.asarray(array[start:stop])
-        except ValueError as error:  # what zarr raises for a checksum that does not match
-            raise UserError(
-                f"Rows {start}-{stop} of `{site}` in {self.path} are damaged ({error}); "
-                "remove the store and run `sae harvest` again."
-            ) from error
+        with self._damage_named(f"rows {start} to {stop} of `{site}`"):
+            self._require_shards(site, start, stop)
+            return np.asarray(array_of(self._group, f"activations/{site}")[start:stop])
 
     def stats(self, site: str) -> SiteStats:
         self.check_site(site)
-        group: Any = self._group[f"statistics/{site}"]
-        values: dict[str, Any] = dict(group.attrs)
-        mean = np.asarray(group["mean"][...])
-        return SiteStats(
-            int(values["count"]), mean, float(values["mean_square"]), float(values["mean_norm"])
-        )
+        with self._damage_named(f"statistics of `{site}`"):
+            group: Any = self._group[f"statistics/{site}"]
+            values: dict[str, Any] = dict(group.attrs)
+            mean = np.asarray(group["mean"][...])
+            return SiteStats(
+                int(values["count"]), mean, float(values["mean_square"]), float(values["mean_norm"])
+            )
+
+    def _require_shards(self, site: str, start: int, stop: int) -> None:
+        """Zarr reads a shard that is not there as nought; here it is an error."""
+        rows = self.spec.shard_sequences * self.context
+        for shard in range(start // rows, -(-max(start, stop) // rows)) if self._is_local else ():
+            if not (self.path / shard_file(site, shard)).is_file():
+                raise FileNotFoundError(f"{shard_file(site, shard)} is missing")
+
+    @property
+    def _is_local(self) -> bool:
+        return (self.path / "zarr.json").is_file()
+
+    @contextmanager
+    def _damage_named(self, what: str) -> Iterator[None]:
+        """Whatever zarr raises for damage (a checksum, a length, a missing file) as a sentence."""
+        pipeline = zarr.config.get("codec_pipeline.path")
+        if pipeline != VERIFYING:
+            raise UserError(
+                f"Zarr is set to the codec pipeline `{pipeline}`; Loupe reads with `{VERIFYING}`, "
+                "which checks every chunk's sum: unset `codec_pipeline.path`."
+            )
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError, LookupError, TypeError) as error:
+            raise UserError(
+                f"The {what} in {self.path} are damaged ({error}); `sae verify {self.path}` names "
+                "the files; remove the store and run `sae harvest` again."
+            ) from error
 
     def check_site(self, site: str) -> None:
         if site not in self.width:
@@ -93,3 +133,19 @@ class ActivationStore:
                 f"The store at {self.path} has no site `{site}`; it has {', '.join(self.sites)}."
                 + nearest(site, self.sites)
             )
+
+
+def _require_files(path: Path) -> None:
+    """Every file is there, and those that say how to read the others are what was written.
+
+    Zarr takes a chunk whose file is missing for noughts.
+    """
+    names = list(read_sums(path))
+    lost = [name for name in names if not (path / name).is_file()]
+    if lost:
+        raise UserError(
+            f"The activation store {path} lacks {lost[0]}"
+            + (f" and {len(lost) - 1} more files" if len(lost) > 1 else "")
+            + "; remove the store and run `sae harvest` again."
+        )
+    require_intact(path, [name for name in names if name.rpartition("/")[2] == "zarr.json"])

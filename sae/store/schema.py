@@ -6,8 +6,10 @@
       statistics/<site>/mean              (D,) float64, and scalars as attributes
       documents/{start,id_*,title_*}
 
-A chunk holds whole sequences of about 2 Ki rows, a shard about 64 Ki rows; every inner chunk
-ends in a CRC-32C, which zarr-python's own codec pipeline checks whichever way it is read.
+      SHA256SUMS                          of every file, once the store is complete
+
+A chunk holds whole sequences of about 2 Ki rows, a shard about 64 Ki rows; every chunk of every
+array ends in a CRC-32C, which zarr-python's own codec pipeline checks whichever way it is read.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,6 +26,12 @@ SCHEMA = 1
 CHUNK_ROWS = 2048
 SHARD_ROWS = 65_536
 BYTES_PER_VALUE = 2  # float16
+
+CHECKED: dict[str, Any] = {
+    "compressors": [ZstdCodec(level=0), Crc32cCodec()],
+    "config": {"write_empty_chunks": True},  # a chunk that is not there is lost, never nought
+}
+"""How every small array is made."""
 
 Compression = Literal["none", "zstd"]
 
@@ -42,6 +50,7 @@ class StoreSpec:
     bos: int
     harvested_as: str = "float32"  # the model's dtype; storage is always float16
     compression: Compression = "none"
+    code: str = ""  # hash of the source that harvests: shards of two versions are not mixed
 
     @property
     def rows(self) -> int:
@@ -84,6 +93,23 @@ class StoreSpec:
         values["splits"] = {k: (int(a), int(b)) for k, (a, b) in values["splits"].items()}
         return cls(**values)
 
+    def differences(self, other: "StoreSpec") -> list[str]:
+        """The names of the fields in which two harvests differ."""
+        own, others = asdict(self), asdict(other)
+        return [name for name, value in own.items() if _plain(value) != _plain(others[name])]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples as lists."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def shard_file(site: str, shard: int) -> str:
+    """Where a shard of a site lies, relative to the store."""
+    return f"activations/{site}/c/{shard}/0"
+
 
 def array_of(group: zarr.Group, path: str) -> Any:
     """An array of the group. Zarr's types say only "array or group"; the schema says which."""
@@ -94,7 +120,8 @@ def create_arrays(group: zarr.Group, spec: StoreSpec, tokens: np.ndarray) -> Non
     """Creates the token table (filled) and one empty activation array per site."""
     if spec.compression not in get_args(Compression):
         raise UserError(f"`compression` is {spec.compression!r}; it must be `none` or `zstd`.")
-    group.create_array("tokens", data=tokens, chunks=(min(4096, max(1, len(tokens))), spec.context))
+    chunks = (min(4096, max(1, len(tokens))), spec.context)
+    group.create_array("tokens", data=tokens, chunks=chunks, **CHECKED)
     squeeze = [ZstdCodec(level=3)] if spec.compression == "zstd" else []
     for site, width in spec.sites.items():
         group.create_array(
@@ -105,4 +132,5 @@ def create_arrays(group: zarr.Group, spec: StoreSpec, tokens: np.ndarray) -> Non
             shards=(spec.shard_sequences * spec.context, width),
             compressors=[*squeeze, Crc32cCodec()],
             fill_value=0,
+            config={"write_empty_chunks": True},
         )

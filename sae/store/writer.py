@@ -1,29 +1,36 @@
 """Writes a store shard by shard from a background thread; a killed harvest resumes where it was.
 
-A shard is done when `progress/<shard>.npz`, written after its arrays, exists. That file holds
-the shard's statistics; when all are there they are merged and the store is marked complete.
+A shard is done when `progress/<shard>.npz`, written after its arrays are on the disk, exists. That
+file holds the shard's statistics and the sha256 of its files; when all are there they are merged,
+the store is marked complete, and `SHA256SUMS` seals it.
 """
 
+import os
 import queue
 import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, require_free_space
+from sae.base.files import atomic_write, require_free_space, sha256_file
+from sae.base.locks import Lock
+from sae.base.sums import SUMS, write_sums
 from sae.store.documents import DocumentTable
-from sae.store.schema import StoreSpec, array_of, create_arrays
+from sae.store.schema import CHECKED, StoreSpec, array_of, create_arrays, shard_file
 from sae.store.stats import SiteStats, SiteSums
 
 Block = dict[str, np.ndarray]  # site -> (rows of the shard, D) float16
+PROGRESS = "progress"
 
 
 class StoreWriter:
-    """Creates or resumes the store at `path`.
+    """Creates or resumes the store at `path`, which no other writer can hold at the same time.
 
     with StoreWriter(path, spec, tokens, documents) as writer:
         for shard in writer.missing:
@@ -31,23 +38,27 @@ class StoreWriter:
         writer.finish()
 
     An error of the background thread is raised by the next `write`, `finish`, or on leaving.
+
+    Raises:
+        UserError: another process writes this store; what lies there is the beginning of another
+            harvest, or no store; the disk cannot hold it.
     """
 
     def __init__(
         self, path: Path | str, spec: StoreSpec, tokens: np.ndarray, documents: DocumentTable
     ) -> None:
-        self.path, self.spec = Path(path), spec
-        self._progress = self.path / "progress"
-        if self._is_resumable():
-            self._group = zarr.open_group(self.path, mode="r+")
-        else:
-            require_free_space(self.path, spec.bytes, "The activation store")
-            shutil.rmtree(self.path, ignore_errors=True)
-            self._group = zarr.create_group(self.path)
-            create_arrays(self._group, spec, tokens)
-            documents.save(self._group)
-            self._group.attrs.update({**spec.attributes(), "complete": False})
-        self._progress.mkdir(exist_ok=True)
+        self.path, self.spec, self.documents = Path(path), spec, documents
+        self._progress = self.path / PROGRESS
+        self._lock = Lock(f"{self.path}.lock", f"The activation store {self.path}")
+        try:
+            self._complete = self._is_complete()
+            if self._complete or self._is_resumable():
+                self._group = zarr.open_group(self.path, mode="r+")
+            else:
+                self._group = self._create(tokens)
+        except BaseException:
+            self._lock.release()
+            raise
         self._queue: queue.Queue[tuple[int, Block] | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drain, name="store-writer", daemon=True)
@@ -56,28 +67,27 @@ class StoreWriter:
     @property
     def missing(self) -> list[int]:
         """Shards that are not on disk yet."""
-        return [i for i in range(self.spec.shards) if not self._done_file(i).exists()]
+        if self._complete:
+            return []
+        return [i for i in range(self.spec.shards) if not self._is_done(i)]
 
     def write(self, shard: int, block: Block) -> None:
         self._raise_if_failed()
         self._queue.put((shard, block))
 
     def finish(self) -> None:
-        """Waits for the disk, merges the statistics and marks the store complete."""
+        """Waits for the disk, merges the statistics, seals the store and marks it complete."""
         self._stop()
         self._raise_if_failed()
         if missing := self.missing:
             raise UserError(f"{self.path} still misses shards {missing[:5]}; harvest again.")
-        for site, width in self.spec.sites.items():
-            parts = [_load_sums(self._done_file(i), site) for i in range(self.spec.shards)]
-            stats = SiteStats.from_sums(SiteSums.merge(parts, width))
-            group = self._group.require_group(f"statistics/{site}")
-            group.create_array("mean", data=stats.mean_D, overwrite=True)
-            group.attrs.update(
-                count=stats.count, mean_square=stats.mean_square, mean_norm=stats.mean_norm
-            )
-        self._group.attrs["complete"] = True
-        shutil.rmtree(self._progress)
+        if not self._complete:
+            for site, width in self.spec.sites.items():
+                self._write_statistics(site, width)
+            self._group.attrs["complete"] = True
+            self._seal()
+            self._complete = True
+        shutil.rmtree(self._progress, ignore_errors=True)
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -88,17 +98,63 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop()
+        try:
+            self._stop()
+        finally:
+            self._lock.release()
         if kind is None:
             self._raise_if_failed()
 
+    def _attributes(self) -> dict[str, Any]:
+        """Of the store at `path`, {} if there is none; `UserError` for what is not of Loupe."""
+        if not self.path.exists() or all(p.suffix == ".partial" for p in self.path.iterdir()):
+            return {}
+        try:
+            attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r").attrs)
+        except (OSError, ValueError):
+            attributes = {}
+        if "schema" not in attributes:
+            raise UserError(
+                f"{self.path} is there already and is no activation store of Loupe; remove it, or "
+                "give another `folder`."
+            )
+        return attributes
+
+    def _is_complete(self) -> bool:
+        """Whether this very store is whole already: a kill came before that was written down."""
+        attributes = self._attributes()
+        if not attributes.get("complete") or not (self.path / SUMS).exists():
+            return False
+        try:
+            return not StoreSpec.from_attributes(attributes, self.path).differences(self.spec)
+        except UserError:  # of another schema: replaced
+            return False
+
     def _is_resumable(self) -> bool:
-        if not (self.path / "zarr.json").exists():
+        """Whether a part of this very store is there. A part of another one is refused."""
+        attributes = self._attributes()
+        begun = self._progress.is_dir() and any(self._progress.iterdir())
+        whole = attributes.get("complete") and (self.path / SUMS).exists()
+        if whole or not begun:  # of another harvest, or nothing harvested yet: made anew
             return False
-        attributes = dict(zarr.open_group(self.path, mode="r").attrs)
-        if attributes.get("complete") is not False:
-            return False
-        return StoreSpec.from_attributes(attributes, self.path) == self.spec
+        differ = StoreSpec.from_attributes(attributes, self.path).differences(self.spec)
+        if differ:
+            done = sum(self._is_done(shard) for shard in range(self.spec.shards))
+            raise UserError(
+                f"{self.path} holds {done} shards of another harvest (its {', '.join(differ)} "
+                "differ); go on with that configuration, give another `folder`, or remove it."
+            )
+        return True
+
+    def _create(self, tokens: np.ndarray) -> zarr.Group:
+        require_free_space(self.path, self.spec.bytes, "The activation store")
+        shutil.rmtree(self.path, ignore_errors=True)
+        attributes = {**self.spec.attributes(), "complete": False, "sealed": True}
+        group = zarr.create_group(self.path, attributes=attributes)
+        create_arrays(group, self.spec, tokens)
+        self.documents.save(group)
+        self._progress.mkdir(exist_ok=True)
+        return group
 
     def _drain(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -114,19 +170,67 @@ class StoreWriter:
         used = _training_rows(self.spec, first, last)
         arrays: dict[str, np.ndarray] = {}
         for site, x_BD in block.items():
+            self._require_finite(site, x_BD, first * context)
             target = array_of(self._group, f"activations/{site}")
-            target[first * context : last * context] = x_BD
+            target.with_config({"write_empty_chunks": True})[first * context : last * context] = (
+                x_BD
+            )
+            file = self.path / shard_file(site, shard)
+            _sync(file)
             sums = SiteSums.of(x_BD[used])
-            if not np.isfinite(sums.total_square) or not np.isfinite(x_BD[::context]).all():
-                raise UserError(
-                    f"Activations at `{site}` are not finite as float16 (largest value 65,504); "
-                    "check the model, or harvest another site."
-                )
             arrays[f"{site}/total"] = sums.total_D
             arrays[f"{site}/scalars"] = np.array([sums.count, sums.total_square, sums.total_norm])
+            arrays[f"{site}/sha256"] = np.array(sha256_file(file))
         atomic_write(
             self._done_file(shard), lambda file: np.savez(file, allow_pickle=False, **arrays)
         )
+
+    def _require_finite(self, site: str, x_BD: np.ndarray, first_row: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(x_BD).all(axis=1))
+        if not len(bad):
+            return
+        rows = first_row + bad
+        counts = np.bincount(self.documents.of_rows(rows), minlength=1)
+        named = [f"`{self.documents.id[i]}` ({counts[i]})" for i in np.flatnonzero(counts)[:3]]
+        raise UserError(
+            f"{len(bad)} of {len(x_BD)} activations at `{site}` are not finite as float16 (largest "
+            f"value 65,504), the first at position {rows[0] % self.spec.context} of sequence "
+            f"{rows[0] // self.spec.context}, in the documents {', '.join(named)}; check the model "
+            "and these texts, or harvest another site."
+        )
+
+    def _write_statistics(self, site: str, width: int) -> None:
+        parts = [_load_sums(self._done_file(i), site) for i in range(self.spec.shards)]
+        stats = SiteStats.from_sums(SiteSums.merge(parts, width))
+        group = self._group.require_group(f"statistics/{site}")
+        group.create_array("mean", data=stats.mean_D, overwrite=True, **CHECKED)
+        group.attrs.update(
+            count=stats.count, mean_square=stats.mean_square, mean_norm=stats.mean_norm
+        )
+
+    def _seal(self) -> None:
+        """The sums of all files: of shards as they were taken when each was written."""
+        sums: dict[str, str] = {}
+        for shard in range(self.spec.shards):
+            with np.load(self._done_file(shard)) as arrays:
+                for site in self.spec.sites:
+                    sums[shard_file(site, shard)] = str(arrays[f"{site}/sha256"])
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if path.suffix == ".partial":
+                path.unlink()  # zarr's, of a process that was killed
+            elif path.is_file() and name not in sums and not name.startswith((PROGRESS, SUMS)):
+                sums[name] = sha256_file(path)
+        write_sums(self.path, sums)
+
+    def _is_done(self, shard: int) -> bool:
+        """Whether the shard's statistics can be read and its files are there."""
+        try:
+            for site in self.spec.sites:
+                _load_sums(self._done_file(shard), site)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return False
+        return all((self.path / shard_file(site, shard)).is_file() for site in self.spec.sites)
 
     def _done_file(self, shard: int) -> Path:
         return self._progress / f"{shard}.npz"
@@ -149,7 +253,13 @@ def _training_rows(spec: StoreSpec, first: int, last: int) -> np.ndarray:
     return rows.ravel()
 
 
+def _sync(path: Path) -> None:
+    """Returns when the file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _load_sums(path: Path, site: str) -> SiteSums:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         count, square, norm = arrays[f"{site}/scalars"]
         return SiteSums(int(count), arrays[f"{site}/total"], float(square), float(norm))

@@ -1,69 +1,191 @@
-"""Checkpoints of a whole list of coders, switched over in one rename.
+"""Checkpoints of a whole list of coders: valid from one rename on, verified, the last two kept.
 
     coders/<name>/checkpoint/step-1000.pt     one per coder
-    coders/checkpoint.json                    {"step": 1000, "coders": [...]}: the valid ones
+    coders/checkpoint-1000.json               step, fingerprint and the sha256 of each: it is valid
 
-A kill between the files leaves the last `checkpoint.json`, and the files it names, untouched.
+A kill between the files leaves the checkpoints before untouched; what no `checkpoint-*.json` names
+is removed with the next one. A damaged checkpoint is passed over for the one before.
 """
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, read_json, write_json
+from sae.base.files import atomic_write, read_sealed_json, sha256_file, write_sealed_json
 from sae.training.trainer import CoderTrainer
 
-MANIFEST = "checkpoint.json"
+KEPT = 2
+_LEFT = re.compile(r"step-\d+\.pt|\..*\.partial")
+Say = Callable[[str], object]
 
 
-def save_checkpoint(folder: Path, trainers: Sequence[CoderTrainer], fingerprint: str) -> None:
-    """Saves every trainer at its present step, then forgets the checkpoint before."""
+def save_checkpoint(folder: Path, trainers: Sequence[CoderTrainer], fingerprint: str) -> Path:
+    """Saves every trainer at its present step; returns the file that makes it valid.
+
+    Kept are this one and the one before of the same training. Checkpoints of later steps are
+    those that resuming had to pass over, or another training's: they go.
+    """
     step = trainers[0].done
-    for trainer in trainers:
-        state = trainer.state_dict()
-        atomic_write(_path(folder, trainer.name, step), lambda f, s=state: torch.save(s, f))
-    names = [trainer.name for trainer in trainers]
-    write_json(folder / MANIFEST, {"step": step, "coders": names, "fingerprint": fingerprint})
-    for trainer in trainers:
-        for old in _path(folder, trainer.name, step).parent.glob("step-*.pt"):
-            if old != _path(folder, trainer.name, step):
-                old.unlink()
+    sums = {t.name: _save(_state_file(folder, t.name, step), t.state_dict()) for t in trainers}
+    commit = commit_file(folder, step)
+    write_sealed_json(commit, {"step": step, "fingerprint": fingerprint, "sha256_of": sums})
+    earlier = [c for c in checkpoints(folder) if _step(c) < step and _is_of(c, fingerprint)]
+    _remove_others(folder, [commit, *earlier[: KEPT - 1]])
+    return commit
 
 
-def load_checkpoint(folder: Path, trainers: Sequence[CoderTrainer], fingerprint: str) -> int:
-    """Brings the trainers to the last checkpoint of this very training; returns its step, or 0."""
-    if not (folder / MANIFEST).exists():
-        return 0
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("fingerprint") != fingerprint:
-        return 0
-    step = int(manifest["step"])
-    for trainer in trainers:
-        path = _path(folder, trainer.name, step)
+def load_checkpoint(
+    folder: Path, trainers: Sequence[CoderTrainer], fingerprint: str, say: Say
+) -> int:
+    """Brings the trainers to the last whole checkpoint of this very training; its step, or 0.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is whole.
+    """
+    damaged: list[str] = []
+    others: list[int] = []
+    for commit in checkpoints(folder):
         try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise UserError(
-                f"The checkpoint {path} cannot be read ({error}); remove {folder / MANIFEST} "
-                "to train from the start."
-            ) from None
-        trainer.load_state_dict(state)
-    return step
+            content = read_sealed_json(commit)
+            if content["fingerprint"] != fingerprint:
+                others.append(_step(commit))
+                continue
+            states = _verified(folder, content)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for problem in damaged:
+            say(f"{problem} Going back to the checkpoint before it, of step {content['step']}.")
+        for trainer in trainers:
+            trainer.load_state_dict(_load(states[trainer.name]))
+        return int(content["step"])
+    if damaged:
+        raise UserError(
+            f"No checkpoint in {folder} can be read ({damaged[0]}); remove {folder}/checkpoint-*"
+            " to train from the start."
+        )
+    if others:
+        say(
+            f"The checkpoint of step {others[0]} in {folder} is of a training with other settings, "
+            "data or code; this one starts from step 0."
+        )
+    return 0
 
 
-def remove_checkpoint(folder: Path, trainers: Sequence[CoderTrainer]) -> None:
-    """Once the coders are saved, nothing is left to resume."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for trainer in trainers:
-        checkpoints = folder / trainer.name / "checkpoint"
-        for path in checkpoints.glob("step-*.pt"):
+def verify_checkpoints(folder: Path) -> list[str]:
+    """A sentence for each checkpoint that is not what was written, and each foreign file.
+
+    What a kill left of a checkpoint that never became valid is no damage.
+    """
+    problems: list[str] = []
+    named: set[Path] = set()
+    for commit in checkpoints(folder):
+        try:
+            content = read_sealed_json(commit)
+            named |= {_state_file(folder, n, content["step"]) for n in content["sha256_of"]}
+            _verified(folder, content)
+        except UserError as error:
+            problems.append(str(error))
+    others = sorted(set(folder.glob("*/checkpoint/*")) - named)
+    return problems + [f"{path}: extra" for path in others if not _LEFT.fullmatch(path.name)]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Once the coders are saved and recorded, nothing is left to resume."""
+    _remove_others(folder, [])
+    for states in folder.glob("*/checkpoint"):
+        if not any(states.iterdir()):
+            states.rmdir()
+
+
+def commit_file(folder: Path, step: int) -> Path:
+    """The file that makes the checkpoint of a step valid."""
+    return folder / f"checkpoint-{step}.json"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The files that make checkpoints valid, the newest first."""
+    found = [p for p in folder.glob("checkpoint-*.json") if p.stem.rpartition("-")[2].isdigit()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _save(path: Path, state: dict[str, Any]) -> str:
+    """Writes a state; returns the sha256 of the file, taken on its way to the disk."""
+    digest = hashlib.sha256()
+
+    def write(file: BinaryIO) -> None:
+        torch.save(state, cast(BinaryIO, _Hashed(file, digest)))
+
+    atomic_write(path, write)
+    return digest.hexdigest()
+
+
+class _Hashed:
+    """A file open for writing that also feeds a digest; what `torch.save` needs of one."""
+
+    def __init__(self, file: BinaryIO, digest: Any) -> None:
+        self._file, self._digest = file, digest
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _verified(folder: Path, content: dict[str, Any]) -> dict[str, Path]:
+    """{coder: file of its state}, each file being what was written."""
+    step = int(content["step"])
+    found = {name: _state_file(folder, name, step) for name in content["sha256_of"]}
+    for name, path in found.items():
+        if not path.is_file():
+            raise UserError(f"The checkpoint {path} is missing.")
+        if sha256_file(path) != content["sha256_of"][name]:
+            raise UserError(f"The checkpoint {path} is damaged: its SHA-256 has changed.")
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be read by this version of torch ({error}); remove "
+            f"{path.parents[2]}/checkpoint-* to train from the start."
+        ) from None
+
+
+def _is_of(commit: Path, fingerprint: str) -> bool:
+    try:
+        return read_sealed_json(commit)["fingerprint"] == fingerprint
+    except UserError:
+        return False
+
+
+def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
+    """Removes the checkpoints that are not `kept`, and what kills left of others.
+
+    The files that make them valid go first, so that a kill in between leaves none that lacks one.
+    """
+    for commit in checkpoints(folder):
+        if commit not in kept:
+            commit.unlink()
+    wanted = {f"step-{_step(commit)}.pt" for commit in kept}
+    for path in (*folder.glob("*/checkpoint/*"), *folder.glob(".checkpoint-*.partial")):
+        if path.name not in wanted:
             path.unlink()
-        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-            checkpoints.rmdir()
 
 
-def _path(folder: Path, name: str, step: int) -> Path:
+def _step(commit: Path) -> int:
+    return int(commit.stem.rpartition("-")[2])
+
+
+def _state_file(folder: Path, name: str, step: int) -> Path:
     return folder / name / "checkpoint" / f"step-{step}.pt"

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from sae.coders import Coder, Codes
+from sae.coders.entries import DENSE_ABOVE
 from sae.kernels import Kernels, select_topk
 
 LEAK = 0.1  # slope below zero; docs/training.md compares it with 0 and 1
@@ -48,24 +49,48 @@ def auxk_step(
     latent's pre-activations are negative on nearly every token (on 99 % of its best ones, in
     the demo), so that a ReLU would stop the very gradient that is to revive it. Only dead
     latents are ranked, ê has no bias, and the gradient reaches the encoder and the decoder of
-    the dead latents alone.
+    the dead latents alone. (Latents that tie for the last place all count in the dense form.)
 
     Adds `coefficient` times the gradient to what is in the coder's `.grad`, and returns the
     value. All work is on the dead rows: nothing here is as wide as the dictionary.
     """
     weights = (coder.W_enc_FD, coder.b_enc_F, coder.W_dec_FD)
-    W_enc, b_enc, W_dec = (w.detach()[dead].requires_grad_() for w in weights)
+    W_enc, b_enc, W_dec = own = [w.detach()[dead].requires_grad_() for w in weights]
     centre_D = coder.input_centre().detach()
-    support = select_topk(
-        x_BD - centre_D, W_enc.detach(), b_enc.detach(), min(k, len(dead)), kernels=kernels
-    )
-    pre_N = kernels.encode_at(x_BD, centre_D, W_enc, b_enc, support, support.pre_N)
-    estimate_BD = kernels.decode(leaky_relu(pre_N, LEAK), W_dec, support)
+    k = min(k, len(dead))
+    if k > DENSE_ABOVE * len(dead):
+        estimate_BD = _dense_estimate(x_BD - centre_D, W_enc, b_enc, W_dec, k)
+    else:
+        support = select_topk(x_BD - centre_D, W_enc.detach(), b_enc.detach(), k, kernels=kernels)
+        pre_N = kernels.encode_at(x_BD, centre_D, W_enc, b_enc, support, support.pre_N)
+        estimate_BD = kernels.decode(leaky_relu(pre_N, LEAK), W_dec, support)
     total = residual_BD.square().sum()
     loss = (residual_BD - estimate_BD).square().sum() / total.clamp_min(EPSILON)
-    gradients = torch.autograd.grad(coefficient * loss, (W_enc, b_enc, W_dec))
+    gradients = torch.autograd.grad(coefficient * loss, own)
     for weight, gradient in zip(weights, gradients, strict=True):
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, dead, gradient)
+        _add_rows(weight, dead, gradient)
     return loss.detach()
+
+
+def _dense_estimate(
+    centred_BD: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int
+) -> Tensor:
+    """ê by whole products over the dead rows: cheaper where most of them are among the k best."""
+    pre_BM = torch.addmm(b_enc, centred_BD, W_enc.T)
+    with torch.no_grad():
+        least_B1 = pre_BM.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        chosen_BM = pre_BM >= least_B1
+    return torch.where(chosen_BM, leaky_relu(pre_BM, LEAK), 0) @ W_dec
+
+
+def _add_rows(weight: Tensor, rows: Tensor, values: Tensor) -> None:
+    """weight.grad[rows] += values; either gradient may hold the touched rows alone."""
+    if values.is_sparse:
+        rows, values = rows[values._indices()[0]], values._values()
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    if weight.grad.is_sparse:
+        more = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False)
+        weight.grad = (weight.grad + more).coalesce()
+    else:
+        weight.grad.index_add_(0, rows, values)

@@ -1,6 +1,7 @@
 """Training curves: `training.jsonl` always, TensorBoard beside it, Weights & Biases on request."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class TrainingLog:
         kept = ""
         if step and self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
-            kept = "".join(line for line in lines if _step_of(line) <= step)
+            kept = "".join(s for s in lines if s.endswith("\n") and _step_of(s) <= step)
         write_text(self.path, kept)
         self._file = self.path.open("a")
         self._board = _tensorboard(folder / "tensorboard", purge_step=step + 1)
@@ -31,6 +32,10 @@ class TrainingLog:
             self._board.add_scalar(key, value, record["step"])
         if self._wandb is not None:
             self._wandb.log(values, step=record["step"])
+
+    def sync(self) -> None:
+        """Returns when every record is on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

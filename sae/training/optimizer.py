@@ -7,49 +7,64 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError
+from sae.base.large_pages import on_large_pages
 from sae.coders import Coder
 from sae.kernels import Kernels
-from sae.kernels.reference import BETA1, BETA2
+from sae.kernels.adam import BETA1, BETA2, AdamStep, RowGradient
+from sae.training.settings import Moments
 
 EPS = 1e-8
+LARGE = 2**28  # weights of a matrix above which its moments are kept in bfloat16 by default
 
 
 class CoderOptimizer:
     """Clips the gradient's norm, projects it, steps, renormalises; moments are kept per weight.
 
     Where the coder holds its decoder rows at unit norm, the clipped norm is that of the
-    gradient without the rows' radial parts: what Adam will see.
+    gradient without the rows' radial parts: what Adam will see. Of a gradient that holds only
+    the rows which a batch touched, only these are updated (`sae.kernels.adam` says how).
     """
 
-    def __init__(self, coder: Coder, grad_clip: float, kernels: Kernels) -> None:
+    def __init__(
+        self, coder: Coder, grad_clip: float, kernels: Kernels, moments: Moments = "auto"
+    ) -> None:
         self.coder, self.grad_clip, self.kernels = coder, grad_clip, kernels
         self.steps = 0
+        weights = {n: w for n, w in coder.named_parameters() if w.requires_grad}
         self.moments = {
-            name: (torch.zeros_like(weight), torch.zeros_like(weight))
-            for name, weight in coder.named_parameters()
-            if weight.requires_grad
+            name: [_zeros(w, moment_dtype(w, moments)) for _ in range(2)]
+            for name, w in weights.items()
+        }
+        # the step that last updated each row
+        self.updated = {
+            name: torch.zeros(len(w), dtype=torch.int32, device=w.device)
+            for name, w in weights.items()
+            if w.ndim == 2
         }
 
     def step(self, rate: float) -> None:
         """One update from the gradients that are there, which it clears."""
         self.steps += 1
         gradients = {
-            name: (weight, weight.grad.contiguous())
+            name: (weight, self._rows(name, weight.grad))
             for name, weight in self.coder.named_parameters()
             if weight.grad is not None and name in self.moments
         }
         norm = math.sqrt(sum(self._square(n, w, g) for n, (w, g) in gradients.items()))
-        for name, (weight, grad) in gradients.items():
-            self.kernels.adam_rows(
-                weight.data,
-                grad,
-                *self.moments[name],
+        for number, (name, (weight, gradient)) in enumerate(gradients.items()):
+            step = AdamStep(
                 scale=min(1.0, self.grad_clip / norm) if norm > 0 else 1.0,
                 step_size=rate / (1 - BETA1**self.steps),
                 root_correction=1 / math.sqrt(1 - BETA2**self.steps),
                 eps=EPS,
                 unit=self._unit(name),
+                seed=len(self.moments) * self.steps + number,
             )
+            m, v = self.moments[name]
+            self.kernels.adam_rows(weight.data, gradient, m, v, step)
+            if name in self.updated:
+                rows = slice(None) if gradient.rows_U is None else gradient.rows_U
+                self.updated[name][rows] = self.steps
             weight.grad = None
 
     def forget(self, latents: Tensor) -> None:
@@ -62,7 +77,8 @@ class CoderOptimizer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
-            "moments": {name: list(pair) for name, pair in self.moments.items()},
+            "moments": self.moments,
+            "updated": self.updated,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,11 +91,51 @@ class CoderOptimizer:
         for name, pair in self.moments.items():
             for own, saved in zip(pair, state["moments"][name], strict=True):
                 own.copy_(saved)
+        for name, own in self.updated.items():
+            own.copy_(state["updated"][name])
+
+    def _rows(self, name: str, grad: Tensor) -> RowGradient:
+        rows_U = None
+        values = grad
+        if grad.is_sparse:
+            rows_U, values = _rows_and_values(grad)
+        slept_U = None
+        if name in self.updated:
+            updated = self.updated[name]
+            slept = self.steps - 1 - (updated if rows_U is None else updated[rows_U])
+            slept_U = slept if bool(slept.any()) else None
+        return RowGradient(values.contiguous(), rows_U, slept_U)
 
     def _unit(self, name: str) -> bool:
         return self.coder.unit_decoder and name == "W_dec_FD"
 
-    def _square(self, name: str, weight: Tensor, grad: Tensor) -> float:
+    def _square(self, name: str, weight: Tensor, gradient: RowGradient) -> float:
         if self._unit(name):
-            return self.kernels.tangent_square(grad, weight)
-        return float(torch.linalg.vector_norm(grad)) ** 2
+            return self.kernels.tangent_square(gradient, weight)
+        return float(torch.linalg.vector_norm(gradient.values)) ** 2
+
+
+def _rows_and_values(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a sparse gradient, rows ascending. Autograd forgets that they are; sorting would copy."""
+    rows = grad._indices()[0]
+    if bool((rows[1:] <= rows[:-1]).any()):
+        grad = grad.coalesce()
+        rows = grad.indices()[0]
+    return rows, grad._values()
+
+
+def _zeros(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return on_large_pages(torch.zeros_like(weight, dtype=dtype))
+
+
+def moment_dtype(weight: Tensor, moments: Moments) -> torch.dtype:
+    """bfloat16 for matrices of latents if so told or, left to choose, if they are very large."""
+    matrix = weight.ndim == 2 and weight.dtype is torch.float32
+    if matrix and moment_bytes(weight.numel(), moments) == 2:
+        return torch.bfloat16
+    return weight.dtype
+
+
+def moment_bytes(weights: int, moments: Moments) -> int:
+    """Bytes of one moment of one weight in a matrix of so many."""
+    return 2 if moments == "bfloat16" or (moments == "auto" and weights > LARGE) else 4

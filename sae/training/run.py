@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sae.base.interrupts import Interrupted, StopRequest
 from sae.store import BatchSource
-from sae.training.checkpoint import load_checkpoint, save_checkpoint
+from sae.training.checkpoint import Say, commit_file, load_checkpoint, save_checkpoint
+from sae.training.guard import require_finite_weights, require_sound_records
 from sae.training.log import TrainingLog
 from sae.training.trainer import CoderTrainer, StepLog
 
 Record = dict[str, float]
 OnLog = Callable[[int, dict[str, Record]], None]
+
+
+def _nothing(_sentence: str) -> None:
+    """Nobody is told."""
 
 
 def train(
@@ -30,36 +36,77 @@ def train(
     wandb_project: str | None = None,
     on_step: Callable[[int], None] | None = None,
     on_log: OnLog | None = None,
+    stop: StopRequest | None = None,
+    say: Say = _nothing,
 ) -> dict[str, float]:
     """Trains all coders to `steps` on one pass of `reader`, from the last checkpoint if any.
 
-    `fingerprint` identifies the training; a checkpoint of another one is not used.
-    `on_step(step)` and `on_log(step, records)` only look. Returns {"steps", "seconds", "tokens",
+    `fingerprint` identifies the training; a checkpoint of another one is not used, and `say` is
+    told. `on_step(step)` and `on_log(step, records)` only look. When `stop` has a number (of a
+    signal), the step at work is ended and saved. Returns {"steps", "seconds", "tokens",
     "waited_share"}: what this call did, and the share of its time spent waiting for data.
+
+    Raises:
+        Interrupted: `stop` asked for it; a checkpoint of the last step is there.
+        CheckFailure: a loss or weight is no longer finite, or the error exploded; the last good
+            checkpoint is there, and is named.
     """
-    start = load_checkpoint(folder, trainers, fingerprint)
+    start = load_checkpoint(folder, trainers, fingerprint, say)
     clock = _Clock(reader, start)
-    saved = clock.began
     with ExitStack() as open_things:
-        logs = {t.name: TrainingLog(folder / t.name, start, wandb_project) for t in trainers}
-        for log in logs.values():
-            open_things.callback(log.close)
+        logs: dict[str, TrainingLog] = {}
+        for name in (trainer.name for trainer in trainers):
+            logs[name] = TrainingLog(folder / name, start, wandb_project)
+            open_things.callback(logs[name].close)
+        saver = _Saver(folder, trainers, list(logs.values()), fingerprint, checkpoint_seconds)
+        if start:
+            saver.last = commit_file(folder, start)
         batches = open_things.enter_context(closing(reader.batches(start)))
         for step in range(start + 1, steps + 1):
             results = step_all(trainers, next(batches))
             if step % log_every == 0 or step == steps:
                 common = clock.record(step)
                 records = {name: {**common, **r.record()} for name, r in results.items()}
+                require_sound_records(records, step, saver.last)
                 for name, record in records.items():
                     logs[name].write(record)
                 if on_log:
                     on_log(step, records)
             if on_step:
                 on_step(step)
-            if time.perf_counter() - saved > checkpoint_seconds or step == steps:
-                save_checkpoint(folder, trainers, fingerprint)
-                saved = time.perf_counter()
+            asked = stop is not None and stop.number is not None
+            if saver.is_due() or step == steps or asked:
+                saver.save(step)
+            if stop is not None and stop.number is not None:
+                raise Interrupted(
+                    stop.number,
+                    f"Training stopped at step {step} of {steps}, which is saved in {saver.last}; "
+                    "the same command goes on from there.",
+                )
     return clock.facts(max(start, steps))
+
+
+@dataclass
+class _Saver:
+    """Saves checkpoints of sound weights, behind the log lines that they stand for."""
+
+    folder: Path
+    trainers: Sequence[CoderTrainer]
+    logs: Sequence[TrainingLog]
+    fingerprint: str
+    every_seconds: float
+    last: Path | None = None  # the last good checkpoint
+    saved: float = field(default_factory=time.perf_counter)
+
+    def is_due(self) -> bool:
+        return time.perf_counter() - self.saved > self.every_seconds
+
+    def save(self, step: int) -> None:
+        require_finite_weights(self.trainers, step, self.last)
+        for log in self.logs:
+            log.sync()
+        self.last = save_checkpoint(self.folder, self.trainers, self.fingerprint)
+        self.saved = time.perf_counter()
 
 
 def step_all(

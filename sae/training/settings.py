@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from sae.base.errors import UserError
+
+Moments = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Settings:
     auxk_k: int | None = None  # latents that model the residual; None: D / 2
     dead_after: int = 1_000_000  # tokens without firing after which a latent is dead
     grad_clip: float = 1.0  # largest norm of a coder's gradient
+    ema: float | None = None  # of the weights, per step; the average is what is saved
+    moments: Moments = "auto"  # dtype of Adam's; auto: bfloat16 for more than 2^28 weights
     resample: tuple[float, ...] = ()  # when dead latents start again, in shares of the training
     resample_window: float = 0.0125  # share of the training without firing that makes one dead
     seed: int = 0
@@ -35,6 +40,15 @@ class Settings:
             raise UserError(
                 f"`warmup` {self.warmup} and `decay` {self.decay} are shares of the training; "
                 "together they must not exceed 1."
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(
+                f"`ema` is {self.ema}; it is the share of the average that stays at each step, "
+                "between 0 and 1 (0.999, say)."
+            )
+        if self.moments not in get_args(Moments):
+            raise UserError(
+                f"`moments` is `{self.moments}`; it must be one of {', '.join(get_args(Moments))}."
             )
         shares = (*self.resample, self.resample_window)
         if not all(0 < share <= 1 for share in shares):

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from sae.base.devices import default_dtype
 from sae.base.errors import UserError
+from sae.base.large_pages import on_large_pages
 from sae.base.memory import keep_freed_memory
 from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
+from sae.training.averaging import WeightAverage
 from sae.training.dead import DeadLatents, auxk_step
 from sae.training.optimizer import CoderOptimizer
 from sae.training.resampling import Resampler
@@ -82,8 +84,13 @@ class CoderTrainer:
         if torch.device(device).type == "cpu":
             keep_freed_memory()
         self.coder = coder.to(device).train()
+        for parameter in self.coder.parameters():
+            parameter.data = on_large_pages(parameter.data)
         self.kernels = get_kernels(backend, device)
-        self.optimizer = CoderOptimizer(self.coder, settings.grad_clip, self.kernels)
+        self.optimizer = CoderOptimizer(
+            self.coder, settings.grad_clip, self.kernels, settings.moments
+        )
+        self.average = WeightAverage(self.coder, settings.ema) if settings.ema else None
         self.dead = DeadLatents(coder.d_sae, settings.dead_after, torch.device(device))
         self.resampler = Resampler(self.coder, settings)
         self.auxk_k = settings.auxk_k or max(1, coder.d_in // 2)
@@ -115,7 +122,8 @@ class CoderTrainer:
             y_BD = raw_target_BD.to(x_BD.device, torch.float32) * self.target_scale
         coder.progress = self.done / settings.steps
         forward = coder.training_forward(x_BD, self.kernels, self.candidates)
-        error = (y_BD - forward.x_hat_BD).square().sum() / y_BD.numel()
+        square, residual_BD = forward.error(y_BD)
+        error = square / y_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
         loss.backward()
         dead = self.dead.dead if coder.uses_auxk else torch.empty(0, dtype=torch.int64)
@@ -124,7 +132,7 @@ class CoderTrainer:
             auxk = auxk_step(
                 coder,
                 x_BD,
-                (y_BD - forward.x_hat_BD).detach(),
+                residual_BD,
                 dead,
                 self.auxk_k,
                 settings.auxk_coefficient,
@@ -134,6 +142,8 @@ class CoderTrainer:
         rate = settings.rate(self.done, coder.d_sae)
         self.optimizer.step(rate)
         coder.constrain()
+        if self.average is not None:
+            self.average.update()
         self.dead.update(forward.codes)
         self.done += 1
         self.resampler.after_step(self.done, x_BD, forward, self.dead.silent_F, self.optimizer)
@@ -142,9 +152,10 @@ class CoderTrainer:
 
     def finished_coder(self) -> Coder:
         """The coder that takes raw activations; training may go on afterwards."""
-        if isinstance(self.coder, TwoSites):
-            return self.coder.folded(self.scale, self.target_scale).cpu()
-        return self.coder.folded(self.scale).cpu()
+        coder = self.coder if self.average is None else self.average.averaged()
+        if isinstance(coder, TwoSites):
+            return coder.folded(self.scale, self.target_scale).cpu()
+        return coder.folded(self.scale).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -153,6 +164,7 @@ class CoderTrainer:
             "target_scale": self.target_scale,
             "coder": self.coder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "silent_F": self.dead.silent_F,
             "resampler": self.resampler.state_dict(),
         }
@@ -160,6 +172,8 @@ class CoderTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coder.load_state_dict(state["coder"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.dead.silent_F.copy_(state["silent_F"])
         self.resampler.load_state_dict(state["resampler"])
         self.scale, self.done = float(state["scale"]), int(state["done"])

@@ -5,6 +5,7 @@ import torch
 
 from sae.base.errors import UserError
 from sae.base.files import read_json, write_json
+from sae.base.sums import seal
 from sae.coders import ARCHITECTURES, TwoSites, load_coder, make_coder, save_coder
 from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.kernels import get_kernels
@@ -82,6 +83,7 @@ def test_the_folder_is_sae_lenss(tmp_path: Path, architecture: str, saved_as: st
     found = load_coder(tmp_path)(x_BD.float())
     torch.testing.assert_close(found, coder.folded(2.0, 3.0)(x_BD.float()))
     write_json(tmp_path / "cfg.json", {**config, "apply_b_dec_to_input": True})
+    seal(tmp_path, ["cfg.json"])
     with pytest.raises(UserError, match="apply_b_dec_to_input"):
         load_coder(tmp_path)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae.base.files import read_json, sha256_file, write_json
+from sae.base.files import sha256_file
+from sae.base.sums import write_sums
 from sae.features import verify_index
 from sae.features.layout import FILES
 
@@ -16,16 +17,14 @@ def copy(index_folder: Path, tmp_path: Path) -> Path:
 
 def rehash(folder: Path) -> None:
     """Makes the hashes agree, so that only the checks of content can object."""
-    meta = read_json(folder / "index.json")
-    meta["self"] = {name: sha256_file(folder / name) for name in FILES}
-    write_json(folder / "index.json", meta)
+    write_sums(folder, {name: sha256_file(folder / name) for name in (*FILES, "index.json")})
 
 
 def test_a_sound_index_has_no_problems(index_folder: Path) -> None:
     assert verify_index(index_folder) == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "index.json", "SHA256SUMS"])
 def test_a_flipped_byte_is_found_in_every_file(copy: Path, name: str) -> None:
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 0xFF

@@ -70,3 +70,13 @@ def test_a_transcoder_says_what_it_predicts(run: Path) -> None:
 )
 def test_a_mistake_is_one_sentence(run: Path, coder: str, message: str) -> None:
     assert message in sae("train", str(run), f"train.coders=[{coder}]", code=2)
+
+
+def test_an_option_that_an_architecture_lacks_is_told_before_the_harvest(
+    tmp_path: Path, tiny_folder: Path, tiny_corpus: Path
+) -> None:
+    settings = tiny_settings(tmp_path / "run", tiny_folder, tiny_corpus)
+    kept = [s for s in settings if not s.startswith("train.coders")]
+    output = sae("run", *kept, "train.coders=[{name: a, architecture: relu, k: 4}]", code=2)
+    assert "`relu` has no hyperparameter `k`" in output
+    assert not (tmp_path / "run").exists()

@@ -60,15 +60,6 @@ def test_an_interrupted_harvest_resumes_to_the_identical_store(tmp_path: Path) -
         np.testing.assert_array_equal(cut.stats(site).mean_D, whole.stats(site).mean_D)
 
 
-def test_another_spec_starts_afresh(tmp_path: Path) -> None:
-    spec, tokens, documents, data = make_parts()
-    with StoreWriter(tmp_path / "s.zarr", spec, tokens, documents) as writer:
-        write_shards(writer, data, [0])
-    other, *_ = make_parts(tokenizer_hash="another")
-    with StoreWriter(tmp_path / "s.zarr", other, tokens, documents) as writer:
-        assert writer.missing == list(range(other.shards))
-
-
 def test_unfinished_shards_refuse_to_finish(tmp_path: Path) -> None:
     spec, tokens, documents, data = make_parts()
     with StoreWriter(tmp_path / "s.zarr", spec, tokens, documents) as writer:

@@ -1,0 +1,68 @@
+"""Steps of a very wide TopK coder: do they run, how long do they take, how much memory.
+
+    python -m benchmarks.wide [--width 1048576] [--steps 3]
+
+The trainer and the batches of `benchmarks.train_step`, d = 768, K = 32, B = 4096. The yardstick is
+one bf16 encoder product in chunks of the rows that the CPU backend takes.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+
+from loupe_system import System  # pyright: ignore[reportMissingImports]
+from spec import Spec, synthetic_batches  # pyright: ignore[reportMissingImports]
+
+from sae.kernels.cpu import CHUNK_VALUES, MIN_CHUNK_ROWS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Steps of a very wide coder.")
+    parser.add_argument("--width", type=int, default=1 << 20)
+    parser.add_argument("--steps", type=int, default=3)
+    given = parser.parse_args()
+    spec = Spec(768, given.width, 32, 4096, steps=100_000)
+    batches = synthetic_batches(spec, 2)
+    before = peak()
+    began = time.perf_counter()
+    system = System(spec, batches[0])
+    moments = system.trainer.optimizer.moments["W_enc_FD"][0]
+    print(
+        f"F={spec.width:,}: built in {time.perf_counter() - began:.0f} s, "
+        f"moments in {str(moments.dtype).removeprefix('torch.')}"
+    )
+    for step in range(given.steps):
+        began = time.perf_counter()
+        log = system.trainer.step(batches[step % 2])
+        seconds = time.perf_counter() - began
+        print(
+            f"step {step}: {seconds:.1f} s, loss {float(log.loss):.3f}, "
+            f"peak {(peak() - before) / 2**30:.1f} GiB",
+            flush=True,
+        )
+    print(f"bf16 encoder product: {product_seconds(spec, batches[0]):.1f} s")
+
+
+def peak() -> int:
+    """Bytes: the most that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def product_seconds(spec: Spec, x_BD: torch.Tensor) -> float:
+    W_FD = torch.randn(spec.width, spec.d, dtype=torch.bfloat16)
+    rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // spec.width)
+    out = torch.empty(rows, spec.width, dtype=torch.bfloat16)
+    began = time.perf_counter()
+    for part in x_BD.bfloat16().split(rows):
+        torch.mm(part, W_FD.T, out=out[: len(part)])
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

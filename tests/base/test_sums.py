@@ -1,0 +1,103 @@
+"""Sums and sealed JSON: no byte can change unnoticed, theirs included."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sae.base.errors import UserError
+from sae.base.files import atomic_write, partial_of, read_sealed_json, write_sealed_json
+from sae.base.sums import SUMS, problems_of, read_sums, require_intact, seal
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.txt").write_text("first\n")
+    (tmp_path / "inner" / "b.bin").write_bytes(bytes(range(256)))
+    seal(tmp_path, ["a.txt", "inner/*"])
+    return tmp_path
+
+
+def flip(path: Path, at: int, mask: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= mask
+    path.write_bytes(data)
+
+
+def test_a_sealed_folder_is_sound_to_us_and_to_sha256sum(folder: Path) -> None:
+    assert problems_of(folder) == []
+    require_intact(folder, ["a.txt", "inner/b.bin"])
+    subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
+@pytest.mark.parametrize("name", ["a.txt", "inner/b.bin", SUMS])
+def test_every_byte_counts(folder: Path, name: str, mask: int) -> None:
+    for at in range((folder / name).stat().st_size):
+        flip(folder / name, at, mask)
+        assert problems_of(folder), (name, at, mask)
+        flip(folder / name, at, mask)
+    assert problems_of(folder) == []
+
+
+@pytest.mark.parametrize("name", ["a.txt", "inner/b.bin", SUMS])
+def test_every_truncation_is_found(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    for length in range(len(data)):
+        (folder / name).write_bytes(data[:length])
+        assert problems_of(folder), (name, length)
+
+
+def test_missing_and_extra_files_are_named(folder: Path) -> None:
+    (folder / "a.txt").rename(folder / "inner" / "c.txt")
+    assert problems_of(folder) == [f"{folder}/a.txt: missing", f"{folder}/inner/c.txt: extra"]
+    assert problems_of(folder, ignored=["inner"]) == [f"{folder}/a.txt: missing"]
+    assert problems_of(folder, ignored=["inner/*.txt"]) == [f"{folder}/a.txt: missing"]
+    (folder / SUMS).unlink()
+    assert len(problems_of(folder)) == 1
+
+
+def test_sealing_one_file_does_not_bless_another(folder: Path) -> None:
+    flip(folder / "a.txt", 0, 1)
+    (folder / "new").write_text("x")
+    seal(folder, ["new"])
+    (problem,) = problems_of(folder)
+    assert "a.txt" in problem
+    with pytest.raises(UserError, match=r"a\.txt is damaged"):
+        require_intact(folder, ["a.txt"])
+
+
+def test_folders_of_other_tools_pass(tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text("{}")
+    require_intact(tmp_path, ["cfg.json"])
+    with pytest.raises(UserError, match="is missing"):
+        read_sums(tmp_path)
+
+
+def test_every_byte_of_sealed_json_counts(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    value = {"items": {"a": [1, 2.5, None]}, "text": "ü"}
+    write_sealed_json(path, value)
+    assert read_sealed_json(path) == value
+    for at in range(path.stat().st_size):
+        for mask in (0x01, 0x02, 0x20, 0x80):
+            flip(path, at, mask)
+            with pytest.raises(UserError):
+                read_sealed_json(path)
+            flip(path, at, mask)
+    assert read_sealed_json(path) == value
+
+
+def test_what_a_dead_process_left_half_written_goes(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    ours = partial_of(path)
+    with subprocess.Popen(["true"]) as process:
+        pass
+    dead = ours.with_name(ours.name.replace(ours.name.split("-")[-1], f"{process.pid}.partial"))
+    alive = dead.with_name(dead.name.replace(f"-{process.pid}.", "-1."))
+    for left in (dead, alive):
+        left.write_text("half")
+    atomic_write(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, alive.name}

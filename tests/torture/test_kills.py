@@ -1,0 +1,76 @@
+"""`kill -9` at random moments of a whole run; each resumed run must end as the undisturbed one.
+
+Default 40 kills; `TORTURE=full` 100, or `TORTURE_KILLS=N`.
+"""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.verify import verify
+from tests.conftest import tiny_settings
+from tests.torture.machine import FULL, context, make_config, results_of, stage_of, start
+
+KILLS = int(os.environ.get("TORTURE_KILLS", "100" if FULL else "40"))
+CODERS = (
+    "train.coders=[{name: topk, k: 4, expansion: 4}, "
+    "{name: relu, architecture: relu, l1: 1.0, expansion: 4}]"
+)
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]
+
+
+def settings(tiny_folder: Path, tiny_corpus: Path) -> list[str]:
+    """Several shards, two coders, and an index of several blocks."""
+    base = tiny_settings(Path("unused"), tiny_folder, tiny_corpus)
+    return [*base, CODERS, "train.tokens=40000"]
+
+
+def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, capsys) -> None:
+    server, rng = context(), np.random.default_rng(0)
+    wanted = settings(tiny_folder, tiny_corpus)
+    config = make_config(tmp_path / "whole", wanted)
+    start(server, config, tmp_path / "warm").join()  # the forkserver's imports, Numba's cache
+    began = time.perf_counter()
+    config = make_config(tmp_path / "undisturbed", wanted)
+    process = start(server, config, tmp_path / "out")
+    process.join()
+    seconds = time.perf_counter() - began
+    assert process.exitcode == 0, (tmp_path / "out").read_text()
+    truth = results_of(tmp_path / "undisturbed")
+
+    killed: Counter[str] = Counter()
+    resumed: Counter[str] = Counter()
+    runs = differences = 0
+    while sum(killed.values()) < KILLS:
+        runs += 1
+        folder = tmp_path / f"run-{runs}"
+        config = make_config(folder, wanted)
+        last: list[str] = []
+        for _ in range(1000):
+            process = start(server, config, tmp_path / "out")
+            process.join(rng.uniform(0.0, 1.0) * seconds)
+            if process.exitcode is None and sum(killed.values()) < KILLS:
+                process.kill()
+                process.join()
+                last.append(stage_of(tmp_path / "out"))
+                killed[last[-1]] += 1
+                continue
+            process.join()
+            break
+        assert process.exitcode == 0, (tmp_path / "out").read_text()
+        resumed.update(last)
+        found = results_of(folder)
+        wrong = [key for key, value in truth.items() if found[key] != value]
+        assert not wrong, f"{folder} after kills in {last}: {wrong}"
+        assert verify(folder) == [], folder
+        assert not [p for p in folder.rglob("*.partial") if p.parent != folder], folder
+    with capsys.disabled():
+        print(f"\n{sum(killed.values())} kills in {runs} runs of {seconds:.1f} s each")
+        print(f"{'killed in':<12}{'kills':>7}{'resumed':>9}{'different':>11}")
+        for stage in ("start", "harvest", "train", "evaluate", "compare", "index", "export"):
+            print(f"{stage:<12}{killed[stage]:>7}{resumed[stage]:>9}{differences:>11}")

@@ -1,0 +1,40 @@
+"""Days of checkpoints in minutes: nothing accumulates on disk, in memory or among open files."""
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae.coders import make_coder
+from sae.store import SiteStats
+from sae.training import CoderTrainer, Settings
+from sae.training.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoints
+
+CHECKPOINTS = 10_000
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]
+
+
+def test_ten_thousand_checkpoints(tmp_path: Path, capsys) -> None:
+    stats = SiteStats(1000, np.zeros(16), 16.0, 4.0)
+    coder = make_coder("topk", 16, 256, k=4)
+    trainer = CoderTrainer("c", coder, "", stats, Settings(steps=CHECKPOINTS))
+    seen: list[tuple[int, int, int]] = []
+    for step in range(1, CHECKPOINTS + 1):
+        trainer.done = step
+        save_checkpoint(tmp_path, [trainer], "f")
+        if step in (100, CHECKPOINTS):
+            files = sum(path.is_file() for path in tmp_path.rglob("*"))
+            handles = len(list(Path("/proc/self/fd").iterdir()))
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            seen.append((files, handles, memory))
+    (files, handles, memory), (files_end, handles_end, memory_end) = seen
+    with capsys.disabled():
+        print(f"\n{CHECKPOINTS:,} checkpoints: {files_end} files, {handles_end} open files")
+        print(f"peak memory +{(memory_end - memory) / 1024:.1f} MiB after the first hundred")
+    assert files == files_end == 4
+    assert handles_end <= handles
+    assert memory_end - memory < 16 * 1024
+    assert verify_checkpoints(tmp_path) == []
+    assert load_checkpoint(tmp_path, [trainer], "f", print) == CHECKPOINTS
