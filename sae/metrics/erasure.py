@@ -204,7 +204,9 @@ def _remove_bias(
     units, unit_E = np.unique(test.unit_E, return_inverse=True)
 
     def right(odds_E: Floats) -> Floats:
-        return np.bincount(unit_E, ((odds_E > 0) == yes_E) * 1.0, len(units)) * 1.0
+        return np.asarray(
+            np.bincount(unit_E, ((odds_E > 0) == yes_E) * 1.0, len(units)), np.float64
+        )
 
     table = {
         "examples": np.bincount(unit_E, minlength=len(units)) * 1.0,

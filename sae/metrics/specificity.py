@@ -60,7 +60,7 @@ def _measure(held: Examples, concept: str, latent: int, seed: int) -> dict[str, 
     units, unit_E = np.unique(held.unit_E[known], return_inverse=True)
 
     def per_unit(values_E: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        return np.bincount(unit_E, values_E * 1.0, len(units)) * 1.0
+        return np.asarray(np.bincount(unit_E, values_E * 1.0, len(units)), np.float64)
 
     table = {
         "tokens": per_unit(np.ones(len(known))),
