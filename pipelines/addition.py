@@ -1,6 +1,7 @@
 """Trains a coder on the grokked adder and says which of its known frequencies the latents are of.
 
-    python -m pipelines.addition --site blocks.0.hook_mlp_out --out runs/addition
+    python -m pipelines.addition --out runs/addition
+    python -m pipelines.addition --site blocks.0.hook_resid_post --seed 1
 
 Writes `addition.json` (docs/metrics.md, "Grokked addition") and the coder, and prints the table.
 """
@@ -26,11 +27,11 @@ from sae.training import CoderTrainer, Settings
 
 @dataclass(frozen=True)
 class Recipe:
-    site: str = "blocks.0.hook_mlp_out"
+    site: str = "blocks.0.mlp.hook_post"
     architecture: str = "topk"
-    latents: int = 256
-    k: int = 12
-    steps: int = 4000
+    latents: int = 24  # a handful for each frequency: circles need few, answers would need 113
+    k: int = 8
+    steps: int = 1500
     batch: int = 1024
     learning_rate: float = 2e-3
     seed: int = 0
@@ -66,7 +67,8 @@ def table(report: dict[str, Any]) -> Table:
     for column in (
         "k",
         "logit share",
-        f"latents >= {report['threshold']}",
+        f"pre >= {report['threshold']}",
+        f"act >= {report['threshold']}",
         "best pre",
         "best act",
         "mean act",
@@ -81,6 +83,7 @@ def table(report: dict[str, Any]) -> Table:
             str(row["frequency"]),
             f"{row['logit_share']:.3f}",
             str(row["latents"]),
+            str(row["latents_by_activation"]),
             f"{row['best_preactivation_share']:.3f}",
             f"{row['best_activation_share']:.3f}",
             f"{row['mean_activation_share']:.3f}",
@@ -98,7 +101,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     for name, found in sets.items():
         shares = {key: found[key]["value"] for key in ("preactivation", "activation")}
         console.print(
-            f"{name}: {found['coverage']:.0%} of key frequencies covered, {found['alive']} alive; "
+            f"{name}: {found['coverage']:.0%} of key frequencies covered by pre-activations, "
+            f"{found['coverage_by_activation']:.0%} by activations too, {found['alive']} alive; "
             f"mean share on one frequency of pre-activations {shares['preactivation']:.3f}, of "
             f"activations {shares['activation']:.3f}; at least {report['threshold']} in "
             f"{found['above_threshold']['value']:.0%}"
@@ -125,7 +129,7 @@ def main() -> None:
     report = addition_report(coder, net, seed=arguments["seed"])
     save_coder(coder, out / "coder")
     write_json(out / "addition.json", {**report, "recipe": arguments})
-    print_report(report, Console())
+    print_report(report, Console(width=140))
 
 
 if __name__ == "__main__":

@@ -58,12 +58,12 @@ def print_induction(report: dict[str, Any], console: Console) -> None:
         f"copied {_shown(clean['copied'])}"
     )
     table = Table(title="Taken out: share of the copying loss gap that is lost")
-    for column in ("latents", *WAYS, "copied after", "first half"):
+    for column in ("latents", *WAYS, "copied after", "copied, equal density"):
         table.add_column(column, justify="right")
     for row in report["ablations"]:
         own = row["features"]
         shares = [_shown(row[way]["removed"]) for way in WAYS]
-        rest = (_shown(own["copied"]), _shown(own["delta_first"]))
+        rest = (_shown(own["copied"]), _shown(row["equal_density"]["copied"]))
         table.add_row(str(row["latents"]), *shares, *rest)
     console.print(table)
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=("induction", "concepts"))
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--coder", default="topk")
-    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="default: the run's evaluation/")

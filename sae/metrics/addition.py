@@ -100,7 +100,10 @@ def addition_report(
             "spliced": fourier.progress_losses(spliced_Gp, p, key),
         },
         "accuracy": {"clean": _accuracy(clean_Gp, p), "spliced": _accuracy(spliced_Gp, p)},
-        "controls": {"random_directions": summary(random, key, p, seed)},
+        "controls": {
+            "random_directions": summary(random, key, p, seed),
+            "dimensions": summary(dimensions(x_GD, p), key, p, seed),
+        },
         "latents": {
             "frequency": latents.best_F.tolist(),
             "preactivation_share": latents.pre_F.tolist(),
@@ -115,9 +118,11 @@ def summary(latents: LatentFrequencies, key: Ints, p: int, seed: int) -> dict[st
     """Coverage of the key frequencies, and how concentrated alive latents are on one frequency."""
     alive = latents.alive_F
     on_key = np.isin(latents.best_F, key)
-    covered = [k for k in key.tolist() if len(latents.covering(k))]
+    covering = [latents.covering(k) for k in key.tolist()]
+    by_act = [(latents.act_F[found] >= COVERED).any() for found in covering]
     return {
-        "coverage": len(covered) / max(1, len(key)),
+        "coverage": sum(len(found) > 0 for found in covering) / max(1, len(key)),
+        "coverage_by_activation": sum(map(bool, by_act)) / max(1, len(key)),
         "alive": int(alive.sum()),
         "preactivation": estimate_mean(latents.pre_F[alive], p * p, seed),
         "activation": estimate_mean(latents.act_F[alive], p * p, seed),
@@ -146,6 +151,11 @@ def random_latents(coder: Coder, x_GD: Tensor, seed: int) -> LatentFrequencies:
     return LatentFrequencies.of(pre_GF, acts_GF, p)
 
 
+def dimensions(x_GD: Tensor, p: int) -> LatentFrequencies:
+    """The site's own dimensions in the place of latents: of `mlp.hook_post`, the raw neurons."""
+    return LatentFrequencies.of(x_GD.numpy(), x_GD.numpy(), p)
+
+
 def _key_row(
     coder: Coder,
     net: ModularAddition,
@@ -168,6 +178,7 @@ def _key_row(
         "frequency": k,
         "logit_share": float(fourier.logit_shares(clean_Gp, p)[k - 1]),
         "latents": len(found),
+        "latents_by_activation": int((latents.act_F[found] >= COVERED).sum()),
         "best_preactivation_share": float(latents.pre_F[own].max()) if len(own) else 0.0,
         "best_activation_share": float(latents.act_F[found].max()) if len(found) else 0.0,
         "mean_activation_share": float(latents.act_F[found].mean()) if len(found) else 0.0,

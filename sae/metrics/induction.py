@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
 SCHEMA = 1
-COUNTS = (1, 4, 16, 64)  # sizes of the sets of features that are taken out together
+COUNTS = (1, 4, 16, 64, 256)  # features that are taken out together; and all that were found
+SHOWN = 64  # features that are described one by one
+SEARCHED = 0.75  # share of the sequences in which features are looked for; the rest are the test
 Half = Literal["first", "second"]
 
 
@@ -71,7 +73,10 @@ def induction_report(
     counts: Sequence[int] = COUNTS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Finds induction features on half of the sequences and takes them out on the other half.
+    """Finds induction features on most of the sequences and takes them out on the others.
+
+    A latent that writes one token fires once where that token is copied, so that the more
+    sequences are searched, the more features are found.
 
     JSON: losses in nats per token, intervals from resampled sequences; `docs/metrics.md` has the
     keys. `length` defaults to the longest that fits the context twice. Raises `UserError` for a
@@ -86,11 +91,12 @@ def induction_report(
     if sequences < 4:
         raise UserError(f"`sequences` is {sequences}; induction is measured on at least 4.")
     length = length or (lm.context - 1) // 2
-    found = Repeats.draw(lm, sequences // 2, length, seed)
-    tested = Repeats.draw(lm, sequences - sequences // 2, length, seed + 1)
+    searched = int(SEARCHED * sequences)
+    found = Repeats.draw(lm, searched, length, seed)
+    tested = Repeats.draw(lm, max(2, sequences - searched), length, seed + 1)
     latents = find(coder, lm, site, found, seed)
     features = ranked(coder, latents)
-    counts = sorted({min(count, len(features)) for count in counts if len(features)})
+    sizes = sorted({min(count, len(features)) for count in (*counts, len(features))} - {0})
     density_F = latents.density_second_F
     pool = np.flatnonzero((density_F > 0) & ~latents.found_F)
     bench = CopyingBench(coder, lm, site, tested, seed)
@@ -103,8 +109,8 @@ def induction_report(
         "interval": {**INTERVAL, "over": "sequences"},
         "clean": bench.clean(),
         "found": len(features),
-        "features": [latents.describe(int(i)) for i in features[: max(counts, default=0)]],
-        "ablations": [bench.ablate(features[:count], density_F, pool) for count in counts],
+        "features": [latents.describe(int(i)) for i in features[:SHOWN]],
+        "ablations": [bench.ablate(features[:size], density_F, pool) for size in sizes],
     }
 
 

@@ -45,14 +45,15 @@ def signed_dictionary(directions_FD: Tensor) -> Coder:
 def test_the_true_dictionary_covers_every_key_frequency() -> None:
     report = addition_report(signed_dictionary(torch.eye(4)), TwoWaves())
     assert [row["frequency"] for row in report["key_frequencies"]] in ([5, 21], [21, 5])
-    assert report["summary"]["coverage"] == 1
+    assert report["summary"]["coverage"] == report["summary"]["coverage_by_activation"] == 1
+    assert report["controls"]["dimensions"]["coverage"] == 1  # they are the waves themselves
     assert report["summary"]["preactivation"]["value"] == pytest.approx(1, abs=1e-6)
     assert report["summary"]["activation"]["value"] > 0.99
     assert report["reconstruction"]["ev"] == pytest.approx(1, abs=1e-9)
     assert report["losses"]["spliced"]["loss"] == pytest.approx(report["losses"]["clean"]["loss"])
     assert report["losses"]["clean"]["excluded"] == pytest.approx(math.log(P), abs=1e-3)
     for row in report["key_frequencies"]:
-        assert row["latents"] == 4
+        assert row["latents"] == row["latents_by_activation"] == 4
         assert row["logit_share"] == pytest.approx(0.5, abs=1e-5)
         assert row["largest_phase_gap"] == pytest.approx(math.pi / 2, abs=1e-4)
         assert row["logit_power_spliced"] == pytest.approx(1, abs=1e-5)

@@ -102,7 +102,9 @@ def test_the_report_of_a_model_that_copies(copier: Coder) -> None:
     found = {feature["latent"]: feature for feature in report["features"]}
     assert found[0]["low"] > 0
     assert found[0]["over_other"] > 0
-    assert report["tokens"] == 6 * 31
+    assert report["tokens"] == 3 * 31
+    assert report["sequences"] == {"found_on": 9, "tested_on": 3}
+    assert report["ablations"][-1]["latents"] == report["found"]
     assert one["latents"] == 1
     lost = one["features"]["delta_second"]["value"]
     gap = clean["loss_first"]["value"] - clean["loss_second"]["value"]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -55,3 +56,13 @@ def test_a_coder_of_the_embedded_adder_is_measured() -> None:
     console = Console(record=True, width=160)
     print_report(report, console)
     assert "Key frequencies and latents" in console.export_text()
+
+
+@pytest.mark.slow
+def test_every_key_frequency_of_the_embedded_adder_is_covered() -> None:
+    net = load_modular_addition()
+    report = addition_report(train_coder(net, CoderRecipe()), net)
+    for row in report["key_frequencies"]:
+        assert row["best_preactivation_share"] >= 0.9, row
+        assert row["best_activation_share"] >= 0.9, row
+    assert report["controls"]["random_directions"]["coverage"] == 0
