@@ -27,8 +27,10 @@ CASES = {
 WIDTH, K, TEST_ROWS = PLAIN.features, round(PLAIN.l0), 20_000
 L1 = 1.0  # the default of 5, for language models, silences most features here
 OPTIONS = {
-    **{key: {"l1": L1} for key in ("relu", "relu_unconstrained", "gated", "ista")},
-    **{key: {"k": K} for key in ("topk", "batchtopk", "matryoshka", "switch")},
+    **{key: {"l1": L1} for key in ("relu", "relu_unconstrained", "ista")},
+    **{key: {"k": K} for key in ("topk", "batchtopk", "matryoshka")},
+    "gated": {"l1": 3 * L1},
+    "switch": {"k": K, "experts": 2},
     "jumprelu": {"target_l0": K},
     "matching_pursuit": {"max_iterations": K},
 }

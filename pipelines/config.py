@@ -167,8 +167,9 @@ class TrainConfig(Section):
         default=1 / 32, ge=0, description="weight of the dead latents' loss"
     )
     auxk_k: Count | None = Field(default=None, description="dead latents per token; default: D / 2")
-    dead_after: Count = Field(
-        default=1_000_000, description="silent tokens that make a latent dead"
+    dead_after: Count | None = Field(
+        default=None,
+        description="silent tokens that make a latent dead; default: a tenth of all, at most 10 M",
     )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="running average of the weights, saved in their place"

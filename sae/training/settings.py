@@ -24,7 +24,7 @@ class Settings:
     decay: float = 0.3  # share of steps at the end, linear to 0
     auxk_coefficient: float = 1 / 32  # Gao et al. 2024, appendix A.2
     auxk_k: int | None = None  # latents that model the residual; None: D / 2
-    dead_after: int = 1_000_000  # tokens without firing after which a latent is dead
+    dead_after: int | None = None  # silent tokens that make a latent dead; None: `dead_tokens`
     grad_clip: float = 1.0  # largest norm of a coder's gradient
     ema: float | None = None  # of the weights, per step; the average is what is saved
     moments: Moments = "auto"  # dtype of Adam's; auto: bfloat16 for more than 2^28 weights
@@ -34,7 +34,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "dead_after"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.warmup + self.decay <= 1:
             raise UserError(
@@ -57,6 +57,17 @@ class Settings:
                 "are shares of the training, above 0 and at most 1."
             )
 
+    @property
+    def dead_tokens(self) -> int:
+        """`dead_after`, or by default a tenth of the training, at most 10 million tokens.
+
+        The latter is the window of Gao et al. 2024; a short training would never come to it, and
+        revive nothing.
+        """
+        if self.dead_after is not None:
+            return self.dead_after
+        return max(1, min(LONGEST_SILENCE, self.steps * self.batch // 10))
+
     def peak_rate(self, d_sae: int) -> float:
         """The learning rate after warm-up."""
         if self.learning_rate is not None:
@@ -70,5 +81,6 @@ class Settings:
         return self.peak_rate(d_sae) * max(0.0, min(1.0, rise, fall))
 
 
+LONGEST_SILENCE = 10_000_000
 BASE_WIDTH = 2**14
 BASE_RATE = 7.5e-4  # at BASE_WIDTH; docs/training.md has the comparison that chose it

@@ -91,7 +91,7 @@ class CoderTrainer:
             self.coder, settings.grad_clip, self.kernels, settings.moments
         )
         self.average = WeightAverage(self.coder, settings.ema) if settings.ema else None
-        self.dead = DeadLatents(coder.d_sae, settings.dead_after, torch.device(device))
+        self.dead = DeadLatents(coder.d_sae, settings.dead_tokens, torch.device(device))
         self.resampler = Resampler(self.coder, settings)
         self.auxk_k = settings.auxk_k or max(1, coder.d_in // 2)
         low = default_dtype(device)
