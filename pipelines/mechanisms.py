@@ -1,17 +1,15 @@
 """Known mechanisms and concepts of one trained coder, beside its evaluation.
 
-    python -m pipelines.mechanisms induction runs/demo --coder topk
-    python -m pipelines.mechanisms concepts runs/demo --coder topk --tokens 65536
+    sae mechanisms induction runs/induction --coder mid5
+    sae mechanisms concepts runs/demo --coder topk --tokens 65536
 
 Writes `evaluation/mechanisms/<coder>.induction.json` and `<coder>.concepts.json` (their keys are
 in docs/metrics.md), and prints what matters of them.
 """
 
-import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -21,9 +19,10 @@ from sae.base.files import write_json
 from sae.coders import Coder, load_coder
 from sae.features.tokenizer_bytes import vocabulary_of
 from sae.lm import LanguageModel, load_lm
-from sae.metrics.concept_report import TOKENS, concept_report
+from sae.metrics.concept_report import concept_report
 from sae.metrics.controls import TrainData, matched_l0, random_dictionary
 from sae.metrics.induction import induction_report
+from sae.metrics.probe_sets import probe_set_report
 from sae.metrics.provenance import special_ids
 from sae.metrics.sample import draw
 from sae.store import ActivationStore
@@ -48,6 +47,25 @@ def concepts(run: Path, name: str, tokens: int, seed: int) -> dict[str, Any]:
     bytes_V = vocabulary_of(lm.tokenizer, lm.vocab_size).tokens
     controls: Any = {"random_dictionary": control}
     return concept_report(coder, store, lm, bytes_V, tokens=tokens, controls=controls, seed=seed)
+
+
+def probes(run: Path, name: str, texts: int, seed: int) -> dict[str, Any]:
+    coder, _, lm = _open(run, name)
+    return probe_set_report(coder, lm, texts=texts, seed=seed)
+
+
+def print_probes(report: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"Datasets of sae-probes at {report['site']}: held-out accuracy")
+    for column in ("dataset", "k=1", "k=5", "dims k=1", "dims k=5", "whole"):
+        table.add_column(column, justify="left" if column == "dataset" else "right")
+    for name, found in report["probing"].items():
+        entries = [found[side][k] for side in ("coder", "dimensions") for k in ("k1", "k5")]
+        table.add_row(name, *map(_shown, [*entries, found["whole"]]))
+    mean = report["mean"]
+    shares = [mean[side][k] for side in ("coder", "dimensions") for k in ("k1", "k5")]
+    if report["probing"]:
+        table.add_row("mean", *(f"{share:.3f}" for share in (*shares, mean["whole"])))
+    console.print(table)
 
 
 def print_induction(report: dict[str, Any], console: Console) -> None:
@@ -114,27 +132,28 @@ def _shown(entry: dict[str, Any] | None) -> str:
     return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("induction", "concepts"))
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--coder", default="topk")
-    parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each split")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="default: the run's evaluation/")
-    given = parser.parse_args(arguments)
+def report(
+    what: Literal["induction", "concepts", "probes"],
+    run: Path,
+    coder: str,
+    *,
+    sequences: int,
+    tokens: int,
+    texts: int,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Measures, prints, and writes JSON, by default into the run's `evaluation/mechanisms/`."""
     began, console = time.perf_counter(), Console(width=180)
-    if given.what == "induction":
-        report = induction(given.run, given.coder, given.sequences, given.seed)
-        print_induction(report, console)
+    if what == "induction":
+        found = induction(run, coder, sequences, seed)
+        print_induction(found, console)
+    elif what == "probes":
+        found = probes(run, coder, texts, seed)
+        print_probes(found, console)
     else:
-        report = concepts(given.run, given.coder, given.tokens, given.seed)
-        print_concepts(report, console)
-    out = given.out or given.run / "evaluation" / "mechanisms" / f"{given.coder}.{given.what}.json"
-    write_json(out, report)
+        found = concepts(run, coder, tokens, seed)
+        print_concepts(found, console)
+    out = out or run / "evaluation" / "mechanisms" / f"{coder}.{what}.json"
+    write_json(out, found)
     console.print(f"{out} in {time.perf_counter() - began:.1f} s")
-
-
-if __name__ == "__main__":
-    main()
