@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -106,6 +107,24 @@ def browse_command(folder: Path, port: int, headless: bool) -> None:
     from pipelines.browse import browse
 
     sys.exit(browse(folder, port, headless))
+
+
+@cli.command("mechanisms")
+@click.argument("what", type=click.Choice(["induction", "concepts", "probes"]))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--coder", default="topk", show_default=True, help="Name of one of the run's coders.")
+@click.option("--sequences", default=128, show_default=True, help="Induction: repeated sequences.")
+@click.option("--tokens", default=65_536, show_default=True, help="Concepts: tokens of each split.")
+@click.option("--texts", default=600, show_default=True, help="Probes: texts of each dataset.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file; default: in the run.")
+def mechanisms_command(
+    what: Literal["induction", "concepts", "probes"], folder: Path, **options: Any
+) -> None:
+    """What a coder's latents have of induction, of concepts with rules, of sae-probes' datasets."""
+    from pipelines.mechanisms import report
+
+    report(what, folder, **options)
 
 
 @cli.command("info")

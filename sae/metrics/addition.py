@@ -1,0 +1,212 @@
+"""Does a coder find the frequencies by which a grokked network adds? Its latents, one by one.
+
+The network (`sae.lm.modular_addition`) has been taken apart by others: it adds by a few *key
+frequencies*. Here they are read off its own logits; then, for every latent of a coder, the share
+of the Fourier power of its pre-activation and of its activation, over all p² pairs, that is on one
+frequency (`sae.metrics.fourier`). All pairs are measured, so these numbers have no sampling error;
+intervals of means over latents resample latents.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sae.coders import Coder
+from sae.lm.modular_addition import ModularAddition, check_site
+from sae.metrics import fourier
+from sae.metrics.ablation import Ablation
+from sae.metrics.estimate import INTERVAL, estimate_mean
+from sae.metrics.fourier import Floats, Ints
+
+SCHEMA = 1
+COVERED = 0.9  # share of the power of a pre-activation from which a latent is of one frequency
+HARMONICS = 4
+
+
+@dataclass(frozen=True)
+class LatentFrequencies:
+    """Which frequency each of F functions on the grid is of, and how purely.
+
+    `best_F` the frequency with the largest share of the pre-activation's power, `pre_F` that
+    share; `act_F` the share of the activation's power on the same frequency and its harmonics;
+    `fires_F` the share of pairs on which it is active; `phase_F` where on the circle it lies.
+    """
+
+    best_F: Ints
+    pre_F: Floats
+    act_F: Floats
+    fires_F: Floats
+    phase_F: Floats
+
+    @classmethod
+    def of(
+        cls, pre_GF: npt.NDArray[np.floating], acts_GF: npt.NDArray[np.floating], p: int
+    ) -> "LatentFrequencies":
+        shares_nF = fourier.frequency_shares(pre_GF, p)
+        best_F = fourier.frequencies(p)[shares_nF.argmax(0)]
+        columns = np.arange(pre_GF.shape[1])
+        act_nF = fourier.frequency_shares(acts_GF, p, HARMONICS)
+        return cls(
+            best_F,
+            shares_nF[best_F - 1, columns],
+            act_nF[best_F - 1, columns],
+            (acts_GF != 0).mean(0),
+            fourier.phases(pre_GF, p, best_F),
+        )
+
+    @property
+    def alive_F(self) -> npt.NDArray[np.bool_]:
+        return self.fires_F > 0
+
+    def covering(self, frequency: int, least: float = COVERED) -> Ints:
+        """Alive latents that are of this frequency."""
+        return np.flatnonzero((self.best_F == frequency) & (self.pre_F >= least) & self.alive_F)
+
+
+def addition_report(
+    coder: Coder, net: ModularAddition, site: str | None = None, *, seed: int = 0
+) -> dict[str, Any]:
+    """The whole comparison of a coder's latents with the network's key frequencies, as JSON.
+
+    `site` defaults to the coder's own. See `docs/metrics.md` for the keys. Raises `UserError` if
+    the site is not one of the network's.
+    """
+    site = check_site(site or str(coder.site))
+    p = net.p
+    x_GD = net.capture(net.grid, site)
+    pre_GF, acts_GF = latent_grids(coder, x_GD)
+    latents = LatentFrequencies.of(pre_GF, acts_GF, p)
+    clean_Gp = net.logits(net.grid).numpy()
+    spliced_Gp = net.logits(net.grid, site, coder).numpy()
+    key = fourier.key_frequencies(clean_Gp, p)
+    rows = [_key_row(coder, net, site, latents, clean_Gp, spliced_Gp, int(k)) for k in key]
+    random = random_latents(coder, x_GD, seed)
+    return {
+        "schema": SCHEMA,
+        "site": site,
+        "pairs": p * p,
+        "interval": {**INTERVAL, "over": "latents"},
+        "threshold": COVERED,
+        "harmonics": HARMONICS,
+        "key_frequencies": rows,
+        "summary": summary(latents, key, p, seed),
+        "reconstruction": _reconstruction(coder, x_GD, acts_GF),
+        "losses": {
+            "clean": fourier.progress_losses(clean_Gp, p, key),
+            "spliced": fourier.progress_losses(spliced_Gp, p, key),
+        },
+        "accuracy": {"clean": _accuracy(clean_Gp, p), "spliced": _accuracy(spliced_Gp, p)},
+        "controls": {
+            "random_directions": summary(random, key, p, seed),
+            "dimensions": summary(dimensions(x_GD, p), key, p, seed),
+        },
+        "latents": {
+            "frequency": latents.best_F.tolist(),
+            "preactivation_share": latents.pre_F.tolist(),
+            "activation_share": latents.act_F.tolist(),
+            "density": latents.fires_F.tolist(),
+            "phase": latents.phase_F.tolist(),
+        },
+    }
+
+
+def summary(latents: LatentFrequencies, key: Ints, p: int, seed: int) -> dict[str, Any]:
+    """Coverage of the key frequencies, and how concentrated alive latents are on one frequency."""
+    alive = latents.alive_F
+    on_key = np.isin(latents.best_F, key)
+    covering = [latents.covering(k) for k in key.tolist()]
+    by_act = [(latents.act_F[found] >= COVERED).any() for found in covering]
+    return {
+        "coverage": sum(len(found) > 0 for found in covering) / max(1, len(key)),
+        "coverage_by_activation": sum(map(bool, by_act)) / max(1, len(key)),
+        "alive": int(alive.sum()),
+        "preactivation": estimate_mean(latents.pre_F[alive], p * p, seed),
+        "activation": estimate_mean(latents.act_F[alive], p * p, seed),
+        "above_threshold": estimate_mean((latents.pre_F[alive] >= COVERED) * 1.0, p * p, seed),
+        "on_key_frequency": estimate_mean(on_key[alive] * 1.0, p * p, seed),
+    }
+
+
+@torch.no_grad()
+def latent_grids(
+    coder: Coder, x_GD: Tensor
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    """(G, F) pre-activations (x − centre) W_encᵀ + b_enc, and activations, of G rows."""
+    pre_GF = (x_GD - coder.input_centre()) @ coder.W_enc_FD.T + coder.b_enc_F
+    return pre_GF.numpy(), coder.encode(x_GD).dense().numpy()
+
+
+def random_latents(coder: Coder, x_GD: Tensor, seed: int) -> LatentFrequencies:
+    """As many random directions, each firing as often as a latent of the coder does on average."""
+    rows_FD = torch.randn(coder.W_enc_FD.shape, generator=torch.Generator().manual_seed(seed))
+    pre_GF = ((x_GD - x_GD.mean(0)) @ rows_FD.T).numpy()
+    density = float(coder.encode(x_GD).l0().double().mean()) / coder.d_sae
+    threshold_F = np.quantile(pre_GF, 1 - density, axis=0)
+    acts_GF = np.where(pre_GF > threshold_F, pre_GF, 0.0)
+    p = round(len(x_GD) ** 0.5)
+    return LatentFrequencies.of(pre_GF, acts_GF, p)
+
+
+def dimensions(x_GD: Tensor, p: int) -> LatentFrequencies:
+    """The site's own dimensions in the place of latents: of `mlp.hook_post`, the raw neurons."""
+    return LatentFrequencies.of(x_GD.numpy(), x_GD.numpy(), p)
+
+
+def _key_row(
+    coder: Coder,
+    net: ModularAddition,
+    site: str,
+    latents: LatentFrequencies,
+    clean_Gp: npt.NDArray[np.floating],
+    spliced_Gp: npt.NDArray[np.floating],
+    k: int,
+) -> dict[str, Any]:
+    """One line of the table: a key frequency, the latents that are of it, and what they do."""
+    p = net.p
+    found = latents.covering(k)
+    own = np.flatnonzero((latents.best_F == k) & latents.alive_F)
+    ablated_Gp = net.logits(net.grid, site, Ablation(coder, found)).numpy()
+    power = {
+        name: float(_wave_power(logits, p, k))
+        for name, logits in (("clean", clean_Gp), ("spliced", spliced_Gp), ("ablated", ablated_Gp))
+    }
+    return {
+        "frequency": k,
+        "logit_share": float(fourier.logit_shares(clean_Gp, p)[k - 1]),
+        "latents": len(found),
+        "latents_by_activation": int((latents.act_F[found] >= COVERED).sum()),
+        "best_preactivation_share": float(latents.pre_F[own].max()) if len(own) else 0.0,
+        "best_activation_share": float(latents.act_F[found].max()) if len(found) else 0.0,
+        "mean_activation_share": float(latents.act_F[found].mean()) if len(found) else 0.0,
+        "largest_phase_gap": fourier.largest_gap(latents.phase_F[found]),
+        "logit_power_spliced": power["spliced"] / power["clean"],
+        "logit_power_ablated": power["ablated"] / power["clean"],
+        "loss_ablated": fourier.grid_loss(ablated_Gp, p),
+    }
+
+
+def _wave_power(logits_Gp: npt.NDArray[np.floating], p: int, k: int) -> float:
+    """Power of the logits on cos and sin of k(a + b), over all answers."""
+    return float(np.square(fourier.component(logits_Gp, p, np.array([k]))).mean())
+
+
+def _reconstruction(
+    coder: Coder, x_GD: Tensor, acts_GF: npt.NDArray[np.floating]
+) -> dict[str, float]:
+    with torch.no_grad():
+        error = (x_GD - coder(x_GD)).double()
+    centred = x_GD.double() - x_GD.double().mean(0)
+    return {
+        "ev": float(1 - error.square().sum() / centred.square().sum()),
+        "l0": float((acts_GF != 0).sum(1).mean()),
+        "alive": float((acts_GF != 0).any(0).mean()),
+    }
+
+
+def _accuracy(logits_Gp: npt.NDArray[np.floating], p: int) -> float:
+    answer = np.add.outer(np.arange(p), np.arange(p)).ravel() % p
+    return float((logits_Gp.argmax(1) == answer).mean())

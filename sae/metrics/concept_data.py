@@ -1,0 +1,195 @@
+"""Activations, codes and labels side by side: tokens of a split, or short texts of them.
+
+Concept metrics are functions of `Examples`: they know nothing of stores and models, so that what
+they should give is known for made-up ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+
+from sae.metrics.ablation import Dictionary
+from sae.metrics.concepts import NO, UNKNOWN, YES, Labels, Piece, label
+from sae.metrics.recovery import as_csr
+from sae.metrics.sample import Sample, draw
+from sae.store import ActivationStore
+
+Floats = npt.NDArray[np.float32]
+TEXT_TOKENS = 64  # of a text; a shorter rest of at least half of it is a text too
+MOSTLY = 0.2  # share of a text's tokens from which it has a token-level concept; none: it has not
+KINDS = {"code": True, "prose": False}  # what documents of the embedded corpus are called
+
+
+@dataclass(frozen=True)
+class Examples:
+    """E activations `x_ED` with their codes (E, F), labels 1, 0 or -1 (unknown) for each concept,
+    and the document of each, which is the unit of resampling.
+    """
+
+    x_ED: Floats
+    codes_EF: sp.csr_matrix
+    labels: dict[str, Labels]
+    unit_E: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.x_ED)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Examples":
+        return Examples(
+            self.x_ED[rows],
+            self.codes_EF[rows],
+            {name: label_E[rows] for name, label_E in self.labels.items()},
+            self.unit_E[rows],
+        )
+
+    def balanced(self, concept: str, most: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Rows of as many positives as negatives, at most `most` of each, in random order."""
+        label_E = self.labels[concept]
+        yes, no = np.flatnonzero(label_E == YES), np.flatnonzero(label_E == NO)
+        count = min(most, len(yes), len(no))
+        chosen = [rng.choice(rows, count, replace=False) for rows in (yes, no)]
+        return rng.permutation(np.concatenate(chosen)) if count else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The tokens beside their examples, for what is asked of words: ids (E,), and the bytes of
+    every id. `over` says what the units are: documents, or sequences where those are few."""
+
+    examples: Examples
+    token_E: npt.NDArray[np.int64]
+    token_bytes: Sequence[bytes]
+    over: str = "documents"
+
+
+def token_examples(
+    coder: Dictionary,
+    store: ActivationStore,
+    site: str,
+    split: str,
+    tokens: int,
+    special: frozenset[int],
+    token_bytes: Sequence[bytes],
+) -> tuple[Words, "Examples"]:
+    """About `tokens` scored tokens of a split, and the texts that they are of.
+
+    `token_bytes` holds the bytes of every token of the vocabulary. A text's activation and codes
+    are the means of its tokens'.
+    """
+    sample = draw(store, split, tokens, special)
+    x_ED, codes_EF = _activations(coder, sample, site)
+    pieces = _pieces(sample)
+    labels = _labels(sample, pieces, token_bytes)
+    flat = sample.scored_ST.reshape(-1)
+    token_labels = {name: label_R[flat] for name, label_R in labels.items()}
+    unit_E = sample.unit_ST.reshape(-1)[flat]
+    examples = Examples(x_ED, codes_EF, token_labels, unit_E)
+    number_R = np.cumsum(flat) - 1  # example of each row
+    texts = _texts(examples, [number_R[rows] for rows, _ in pieces], pieces, sample)
+    return Words(examples, sample.tokens_ST.reshape(-1)[flat], token_bytes, sample.over), texts
+
+
+@torch.inference_mode()
+def _activations(coder: Dictionary, sample: Sample, site: str) -> tuple[Floats, sp.csr_matrix]:
+    """Of all scored tokens, in the order in which they stand in the sample."""
+    device = coder.W_dec_FD.device
+    parts, codes = [], []
+    for batch in sample.batches(site, device):
+        x_BD = batch.x_BD[batch.scored_B.to(device)]
+        parts.append(x_BD.cpu().numpy())
+        codes.append(as_csr(coder.encode(x_BD)))
+    return np.concatenate(parts), sp.csr_matrix(sp.vstack(codes))
+
+
+def _pieces(sample: Sample) -> list[tuple[npt.NDArray[np.int64], str]]:
+    """(rows, id of the document) of each run of scored tokens that are of one text.
+
+    A row is a place in the flattened sample. A run ends at whatever is not scored (a special
+    token, the start of a sequence) and where another document begins.
+    """
+    context = sample.store.context
+    absolute = [np.arange(run.start * context, run.stop * context) for run in sample.runs]
+    document_R = sample.store.documents.of_rows(np.concatenate(absolute))
+    rows = np.flatnonzero(sample.scored_ST.reshape(-1))
+    ends = (np.diff(rows) > 1) | (np.diff(document_R[rows]) != 0)
+    runs = np.split(rows, np.flatnonzero(ends) + 1)
+    ids = sample.store.documents.id
+    return [(run, ids[int(document_R[run[0]])]) for run in runs if len(run)]
+
+
+def _labels(
+    sample: Sample,
+    pieces: list[tuple[npt.NDArray[np.int64], str]],
+    token_bytes: Sequence[bytes],
+) -> dict[str, Labels]:
+    """Labels of every row of the flattened sample."""
+    tokens_R = sample.tokens_ST.reshape(-1)
+    labels: dict[str, Labels] = {}
+    for rows, document in pieces:
+        kind = KINDS.get(document.rpartition(":")[2])
+        found = label(Piece.of([token_bytes[t] for t in tokens_R[rows]], kind))
+        for name, label_T in found.items():
+            labels.setdefault(name, np.full(len(tokens_R), UNKNOWN, np.int8))[rows] = label_T
+    return labels
+
+
+def _texts(
+    examples: Examples,
+    numbers: list[npt.NDArray[np.int64]],
+    pieces: list[tuple[npt.NDArray[np.int64], str]],
+    sample: Sample,
+) -> Examples:
+    """Means over stretches of a piece; a text has a concept that enough of its tokens have."""
+    stretches: list[npt.NDArray[np.int64]] = []
+    documents: list[str] = []
+    for own, (_, document) in zip(numbers, pieces, strict=True):
+        for start in range(0, len(own), TEXT_TOKENS):
+            part = own[start : start + TEXT_TOKENS]
+            if len(part) >= TEXT_TOKENS // 2:
+                stretches.append(part)
+                documents.append(document)
+    lengths = np.array([len(part) for part in stretches], np.int64)
+    mean_TE = sp.csr_matrix(
+        (
+            np.repeat(1 / np.maximum(lengths, 1), lengths),
+            np.concatenate([np.empty(0, np.int64), *stretches]),
+            np.concatenate([[0], np.cumsum(lengths)]),
+        ),
+        (len(stretches), len(examples)),
+    )
+    first = np.array([part[0] for part in stretches], np.int64)
+    return Examples(
+        (mean_TE @ examples.x_ED).astype(np.float32),
+        sp.csr_matrix(mean_TE @ examples.codes_EF),
+        _text_labels(examples, mean_TE, documents),
+        examples.unit_E[first],
+    )
+
+
+def _text_labels(
+    examples: Examples, mean_TE: sp.csr_matrix, documents: list[str]
+) -> dict[str, Labels]:
+    """What most of a text is, whether it is code, and which package it comes from."""
+    labels: dict[str, Labels] = {}
+    for name, label_E in examples.labels.items():
+        share_T = mean_TE @ (label_E == YES)
+        known_T = mean_TE @ (label_E != UNKNOWN)
+        text_T = np.where(share_T >= MOSTLY, YES, np.where(share_T == 0, NO, UNKNOWN))
+        labels[f"text_{name}"] = np.where(known_T > 0.5, text_T, UNKNOWN).astype(np.int8)
+    kinds = [KINDS.get(document.rpartition(":")[2]) for document in documents]
+    as_label = {True: YES, False: NO, None: UNKNOWN}
+    labels["text_code"] = np.array([as_label[kind] for kind in kinds], np.int8)
+    packages = np.array([_package(document) for document in documents])
+    for package in sorted({*packages.tolist()} - {""}):
+        labels[f"text_from_{package}"] = np.where(packages == package, YES, NO).astype(np.int8)
+    return labels
+
+
+def _package(document: str) -> str:
+    """`python/numpy.linalg:code` -> `numpy`; nothing of documents with other ids."""
+    folder, _, module = document.partition("/")
+    return module.split(".")[0].split(":")[0] if folder == "python" else ""

@@ -1,0 +1,139 @@
+"""Sparse probing on the text datasets of the package `sae-probes`, where it is installed.
+
+Kantamneni et al. 2025, "Are Sparse Autoencoders Useful? A Case Study in Sparse Probing". The
+package carries its datasets as CSV (`prompt`, `target`); they are read as files, and nothing of its
+code is run: the probes are those of `sae.metrics.probing`. As there, the activation is that of
+a text's last token, and long texts lose their beginning.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from sae.base.errors import UserError, nearest
+from sae.coders import Coder
+from sae.metrics.concept_data import Examples
+from sae.metrics.concepts import NO, YES
+from sae.metrics.estimate import INTERVAL
+from sae.metrics.probing import FEWEST, KS, sparse_probing
+from sae.metrics.recovery import as_csr
+
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
+
+SCHEMA = 1
+TEXTS = 600  # of a dataset, half of them to fit on
+BATCH = 32
+MISSING = (
+    "The datasets of `sae-probes` are not installed; `pip install --no-deps sae-probes zstandard` "
+    "brings them (45 MB; the package's own dependencies are not needed)."
+)
+
+
+def probe_sets(folder: Path | None = None) -> dict[str, Path]:
+    """{name: CSV} of all datasets, of the installed package or of a folder of `prompt,target`."""
+    if folder is None:
+        package = find_spec("sae_probes")
+        if package is None or not package.submodule_search_locations:
+            raise UserError(MISSING)
+        folder = Path(package.submodule_search_locations[0]) / "data" / "cleaned_data"
+    found = {path.name.partition(".csv")[0]: path for path in sorted(folder.glob("*.csv*"))}
+    if not found:
+        raise UserError(f"{folder} holds no `.csv` or `.csv.zst` of prompts and targets.")
+    return found
+
+
+def probe_set_report(
+    coder: Coder,
+    lm: "LanguageModel",
+    names: Sequence[str] = (),
+    *,
+    texts: int = TEXTS,
+    folder: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracies on datasets with two targets, JSON as in `docs/metrics.md`.
+
+    `names`: some of them; by default all. Datasets with other targets, or too few texts, are named
+    in `left_out`. Raises `UserError` where there are no datasets, or none of that name.
+    """
+    sets = probe_sets(folder)
+    for name in names:
+        if name not in sets:
+            raise UserError(f"`{name}` is no dataset of `sae-probes`.{nearest(name, sets)}")
+    probing: dict[str, Any] = {}
+    left_out = []
+    for name in names or sets:
+        prompts, label_E = read_set(sets[name], texts, seed)
+        if min((label_E == YES).sum(), (label_E == NO).sum()) < 2 * FEWEST:
+            left_out.append(name)
+            continue
+        examples = last_tokens(coder, lm, prompts, name, label_E)
+        half = np.arange(len(prompts)) % 2 == 0
+        fit, test = (examples.take(np.flatnonzero(part)) for part in (half, ~half))
+        probing |= sparse_probing(fit, test, [name], seed=seed)
+    methods = [(side, f"k{k}") for side in ("coder", "dimensions") for k in KS]
+    means: dict[str, Any] = {"coder": {}, "dimensions": {}}
+    for side, k in methods:
+        means[side][k] = _mean([found[side][k] for found in probing.values()])
+    means["whole"] = _mean([found["whole"] for found in probing.values()])
+    return {
+        "schema": SCHEMA,
+        "site": coder.site,
+        "texts": texts,
+        "interval": {**INTERVAL, "over": "texts"},
+        "mean": means,
+        "probing": probing,
+        "left_out": left_out,
+    }
+
+
+def read_set(path: Path, texts: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """At most `texts` prompts in random order, as many of either target; no labels (all unknown)
+    where there are not two targets."""
+    import pandas
+
+    try:
+        table = pandas.read_csv(path).dropna(subset=["prompt", "target"])
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    targets = sorted(table["target"].unique().tolist())
+    if len(targets) != 2:
+        return [], np.empty(0, np.int8)
+    rng = np.random.default_rng(seed)
+    both = [np.flatnonzero((table["target"] == target).to_numpy()) for target in targets]
+    count = min(texts // 2, *(len(rows) for rows in both))
+    rows = rng.permutation(np.concatenate([rng.choice(r, count, replace=False) for r in both]))
+    label_E = np.where((table["target"] == targets[1]).to_numpy()[rows], YES, NO)
+    return table["prompt"].astype(str).iloc[rows].tolist(), label_E.astype(np.int8)
+
+
+@torch.inference_mode()
+def last_tokens(
+    coder: Coder, lm: "LanguageModel", prompts: Sequence[str], name: str, label_E: np.ndarray
+) -> Examples:
+    """Activation and codes at the last token of each text, behind BOS."""
+    site, room = str(coder.site), lm.context - 1
+    encoded: Any = lm.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    rows = [[lm.bos_id, *ids[-room:]] for ids in encoded]
+    parts: list[np.ndarray] = []
+    codes: list[sp.csr_matrix] = []
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        width = max(map(len, some))  # what is behind the last token cannot be seen by it
+        padded = [row + [lm.bos_id] * (width - len(row)) for row in some]
+        x_STD = lm.capture(torch.tensor(padded), [site])[site].float()
+        x_BD = x_STD[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some])]
+        parts.append(x_BD.cpu().numpy())
+        codes.append(as_csr(coder.encode(x_BD.to(coder.W_dec_FD))))
+    x_ED = np.concatenate(parts)
+    return Examples(x_ED, sp.csr_matrix(sp.vstack(codes)), {name: label_E}, np.arange(len(x_ED)))
+
+
+def _mean(entries: Sequence[dict[str, Any]]) -> float | None:
+    return float(np.mean([entry["value"] for entry in entries])) if entries else None
