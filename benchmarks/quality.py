@@ -11,7 +11,7 @@ budget); Loupe keeps its default. All coders are converted to Loupe's format and
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
    the bootstrap intervals of all of them.
-2. Time to quality: Loupe trains with a part of the budget (`FRACTIONS`), a schedule of its own each,
+2. Time to quality: Loupe trains with parts of the budget (`FRACTIONS`), each with its own schedule,
    until its held-out FVU is at most sparsify's after the whole budget; the training times of the
    two are compared, seed by seed.
 

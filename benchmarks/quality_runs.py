@@ -22,6 +22,7 @@ from sae.io.sparsify import load_sparsify
 from sae.lm import LanguageModel, load_lm
 from sae.metrics import evaluate
 from sae.store import ActivationStore, ShuffledReader
+from sae.training import Settings
 
 SCRIPT = ROOT / "benchmarks" / "peers" / "train_worker.py"
 SYSTEMS = ("loupe", "sparsify", "dictionary_learning", "sae_lens")
@@ -114,7 +115,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Trains a system (unless it has been) and scores it: seconds, and the `METRICS`."""
         spec = self.spec(seed, tokens or self.sizes.tokens, rate)
-        name = f"{system}-{spec.steps}-{'default' if rate is None else f'{rate:.3g}'}-{seed}"
+        shown = Settings(spec.steps).peak_rate(spec.width) if rate is None else rate
+        name = f"{system}-{spec.steps}-{shown:.3g}-{seed}"
         folder = self.folder / "runs" / name
         if (folder / "result.json").exists():
             return read_json(folder / "result.json")

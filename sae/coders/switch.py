@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
-from sae.kernels import Codes, Kernels, Support, get_kernels, select_topk
+from sae.kernels import Codes, Kernels, Support, get_kernels
 
 
 class Switch(Coder):
@@ -121,13 +121,13 @@ class Switch(Coder):
         order_B = expert_B.argsort(stable=True)
         counts = torch.bincount(expert_B, minlength=self.experts).tolist()
         indices_BK = order_B.new_empty(len(centred_BD), self.k)
-        pre_BK = centred_BD.new_empty(len(centred_BD), self.k)
+        pre_BK = torch.empty_like(indices_BK, dtype=centred_BD.dtype)
         for expert, rows in enumerate(order_B.split(counts)):
             if len(rows):
                 own = slice(expert * width, (expert + 1) * width)
                 W_fD, b_f = self.W_enc_FD[own], self.b_enc_F[own]
-                found = select_topk(centred_BD[rows], W_fD, b_f, self.k, candidates, kernels)
-                indices_BK[rows] = found.indices_N.view(-1, self.k) + own.start
-                if found.pre_N is not None:
-                    pre_BK[rows] = found.pre_N.view(-1, self.k)
+                index_RK, pre_BK[rows] = kernels.row_topk(
+                    centred_BD[rows], W_fD, b_f, self.k, candidates
+                )
+                indices_BK[rows] = index_RK + own.start
         return Support.fixed(indices_BK, self.d_sae, pre_BK)

@@ -26,7 +26,10 @@ def row_topk(
     if W_FD.dtype is not torch.float32:  # float64 is for tests of gradients
         return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)
     dtype = dtype or W_FD.dtype
-    candidates = k if dtype is W_FD.dtype else min(k + SLACK, len(W_FD))
+    candidates = k
+    if dtype is not W_FD.dtype:
+        candidates = min(k + SLACK, len(W_FD))
+        x_BD, b_F = _centred(x_BD, W_FD, b_F)
     W_low, x_low = W_FD.to(dtype), x_BD.to(dtype)
     index_BK = torch.empty(len(x_BD), k, dtype=torch.int64)
     pre_BK = torch.empty(len(x_BD), k)
@@ -46,6 +49,19 @@ def row_topk(
             ),
         )
     return index_BK, pre_BK
+
+
+def _centred(x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> tuple[Tensor, Tensor]:
+    """The same x · W + b as (x − m) · W + (b + m · W), m the rows' mean, where m is large.
+
+    Coders that take their input as it is (transcoders) would lose to the rounding of m · W what
+    tells latents apart.
+    """
+    mean_D = x_BD.mean(dim=0)
+    spread = x_BD.square().sum() / len(x_BD) - mean_D.square().sum()
+    if mean_D.square().sum() <= spread:
+        return x_BD, b_F
+    return x_BD - mean_D, b_F + W_FD @ mean_D
 
 
 def gathered_dots(x_BD: Tensor, W_FD: Tensor, support: Support) -> Tensor:

@@ -58,11 +58,18 @@ def select_batchtopk(
         latent_N, pre_N = index_BC[row_N, slot_N], pre_BC[row_N, slot_N]
         if len(full):  # these rows may have more than 2k winners
             others = ~torch.isin(row_N, full)
-            whole = x_BD[full] @ W_FD.T + b_F
-            extra_row, extra_latent = ((whole >= cut) & (whole > 0)).nonzero(as_tuple=True)
-            row_N = torch.cat([row_N[others], full[extra_row]])
-            latent_N = torch.cat([latent_N[others], extra_latent])
-            pre_N = torch.cat([pre_N[others], whole[extra_row, extra_latent]])
+            row_parts, latent_parts, pre_parts = (
+                [row_N[others]],
+                [latent_N[others]],
+                [pre_N[others]],
+            )
+            for some in full.split(max(1, CHUNK_VALUES // width)):
+                whole = x_BD[some] @ W_FD.T + b_F
+                extra_row, extra_latent = ((whole >= cut) & (whole > 0)).nonzero(as_tuple=True)
+                row_parts.append(some[extra_row])
+                latent_parts.append(extra_latent)
+                pre_parts.append(whole[extra_row, extra_latent])
+            row_N, latent_N, pre_N = (torch.cat(p) for p in (row_parts, latent_parts, pre_parts))
         if len(pre_N) > rows * k:
             best = pre_N.topk(rows * k, sorted=False).indices
             row_N, latent_N, pre_N = row_N[best], latent_N[best], pre_N[best]

@@ -68,7 +68,8 @@ def auxk_step(
     loss = (residual_BD - estimate_BD).square().sum() / total.clamp_min(EPSILON)
     gradients = torch.autograd.grad(coefficient * loss, own)
     for weight, gradient in zip(weights, gradients, strict=True):
-        _add_rows(weight, dead, gradient)
+        if weight.requires_grad:  # an encoder may have no bias to learn
+            _add_rows(weight, dead, gradient)
     return loss.detach()
 
 

@@ -36,7 +36,11 @@ class Settings:
         for name in ("steps", "batch", "dead_after"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if not 0 <= self.warmup + self.decay <= 1:
+        for name in ("learning_rate", "auxk_k", "grad_clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"`{name}` is {value}; it must be above 0.")
+        if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > 1:
             raise UserError(
                 f"`warmup` {self.warmup} and `decay` {self.decay} are shares of the training; "
                 "together they must not exceed 1."

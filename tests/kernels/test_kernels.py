@@ -233,11 +233,13 @@ def test_topk_selects_the_largest() -> None:
     assert support.indices_N.view(B, K).sort(1).values.equal(wanted.sort(1).values)
 
 
-def test_low_precision_candidates_give_the_same_choice() -> None:
+@pytest.mark.parametrize("shift", [0.0, 10.0], ids=["centred", "far from 0"])
+def test_low_precision_candidates_give_the_same_choice(shift: float) -> None:
     torch.manual_seed(0)
     x, W, b = torch.randn(512, 64), torch.randn(2048, 64), torch.randn(2048) * 0.1
     exact = select_topk(x, W, b, 16).indices_N.view(512, 16)
-    fast = select_topk(x, W, b, 16, torch.bfloat16).indices_N.view(512, 16)
+    moved, b = x + shift, b - shift * W.sum(1)
+    fast = select_topk(moved, W, b, 16, torch.bfloat16).indices_N.view(512, 16)
     same = sum(len(set(a.tolist()) & set(e.tolist())) for a, e in zip(fast, exact, strict=True))
     assert same / exact.numel() >= 0.999
 

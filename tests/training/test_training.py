@@ -10,7 +10,7 @@ import torch
 from sae.base.errors import UserError
 from sae.coders import Codes, make_coder
 from sae.coders.registry import TRAINABLE, TWO_SITES
-from sae.kernels import Support, get_kernels
+from sae.kernels import get_kernels
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import checkpoints
@@ -309,11 +309,6 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 def test_mistakes_get_a_sentence(make, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
-
-
-def test_support_of_aux_latents_is_global() -> None:
-    support = Support.fixed(torch.tensor([[30, 1]]), 32)
-    assert support.latent_major[2][-1] == 2
 
 
 def test_a_transcoder_is_trained_in_the_units_of_both_sites(store: ActivationStore) -> None:
