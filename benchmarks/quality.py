@@ -11,7 +11,7 @@ budget); Loupe keeps its default. All coders are converted to Loupe's format and
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
    the bootstrap intervals of all of them.
-2. Time to quality: Loupe trains with 1/16, 1/8, ... of the budget, a schedule of its own each,
+2. Time to quality: Loupe trains with a part of the budget (`FRACTIONS`), a schedule of its own each,
    until its held-out FVU is at most sparsify's after the whole budget; the training times of the
    two are compared, seed by seed.
 
@@ -49,7 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
 SAE_LENS_RATE = 3e-4
-FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1)
 
 
 def main() -> None:
@@ -164,7 +164,7 @@ def time_to_quality(
         run = bench.run("loupe", seed, tokens)
         fvu = run["metrics"]["fvu"]["value"]
         tried.append({"fraction": fraction, "fvu": fvu, "seconds": run["seconds"]})
-        console.log(f"1/{1 / fraction:.0f} of the tokens", one_line(run))
+        console.log(f"{fraction:.3g} of the tokens", one_line(run))
         if fvu <= wanted:
             reached = run["seconds"]
             break

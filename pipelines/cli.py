@@ -53,15 +53,16 @@ def cli() -> None:
 
 def _stage_command(name: str) -> click.Command:
     @click.pass_context
-    def stage(context: click.Context, run: Path | None) -> None:
-        config = _config(run, context.args)
+    def stage(context: click.Context, run: Path | None, quick: bool = False) -> None:
+        config = _config(run, [*context.args, *(["evaluate.quick=true"] if quick else [])])
         _execute(config, only=name, start=None, dry_run=False)
 
     run_argument = click.Argument(["run"], type=click.Path(path_type=Path), required=False)
+    quick = click.Option(["--quick"], is_flag=True, help="Fewer tokens, no slow controls.")
     return SettingsCommand(
         name,
         callback=stage,
-        params=[run_argument],
+        params=[run_argument, *([quick] if name == "evaluate" else [])],
         help=STAGE_HELP[name],
         context_settings=EXTRA,
     )

@@ -217,13 +217,23 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    tokens: Count = Field(
-        default=1_000_000, description="held-out tokens for reconstruction and density"
+    quick: bool = Field(
+        default=False, description="fewer tokens, and no controls that take minutes to train"
     )
-    loss_tokens: Count = Field(
-        default=65_536, description="held-out tokens for the language model's loss"
+    tokens: Count | None = Field(
+        default=None,
+        description="held-out tokens for reconstruction and density; default: 1,000,000, "
+        "quick 98,304",
     )
-    seed: int = Field(default=0, description="of the bootstrap and the random control")
+    loss_tokens: Count | None = Field(
+        default=None,
+        description="held-out tokens for the language model's loss; default: 65,536, quick 8,192",
+    )
+    controls: tuple[str, ...] | None = Field(
+        default=None,
+        description="what the coder is compared with; default: all that say something of it",
+    )
+    seed: int = Field(default=0, description="of the bootstrap and the controls")
 
 
 class IndexConfig(Section):

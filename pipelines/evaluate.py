@@ -8,11 +8,12 @@ from sae.base.files import write_json
 from sae.coders import coder_hash, load_coder
 from sae.lm import load_lm
 from sae.metrics import evaluate
+from sae.metrics.controls import Cache
 from sae.store import ActivationStore
 
 
 def run(config: RunConfig, name: str) -> dict[str, Any]:
-    """Writes `evaluation/<name>.json`."""
+    """Writes `evaluation/<name>.json`; fitted controls are kept in `controls/`."""
     store = ActivationStore.open(config.store)
     coder = load_coder(config.coder_folder(name))
     # The gate (splicing x̂ + e must change nothing) holds in float32 only.
@@ -25,6 +26,9 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
             lm,
             tokens=wanted.tokens,
             loss_tokens=wanted.loss_tokens,
+            quick=wanted.quick,
+            controls=wanted.controls,
+            cache=Cache(config.folder / "controls"),
             seed=wanted.seed,
             progress=report,
             coder_hash=coder_hash(config.coder_folder(name)),

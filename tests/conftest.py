@@ -102,6 +102,7 @@ def tiny_settings(folder: Path, model: Path, corpus: Path) -> list[str]:
         "train.tokens=16384",
         "train.batch=256",
         "train.coders=[{name: topk, k: 4, expansion: 4}]",
+        "evaluate.quick=true",
         "evaluate.tokens=1500",
         "evaluate.loss_tokens=1500",
         "index.tokens=6000",

@@ -128,10 +128,10 @@ def controls_table(here: data.Here) -> None:
     found = data.evaluation(here.run, here.coder)
     if not found:
         return
-    names = {"pca": "PCA of the same rank", "random_dictionary": "Random dictionary"}
+    names = {"pca": "PCA of the same rank"}
     rows = [(f"{here.coder} (this coder)", found["metrics"].get("ev"))]
     rows += [
-        (names.get(name, name.replace("_", " ")), metrics.get("ev"))
+        (names.get(name, name.replace("_", " ").capitalize()), metrics.get("ev"))
         for name, metrics in found.get("controls", {}).items()
     ]
     items = [

@@ -7,9 +7,9 @@ compare({"topk": found, ...})                      # Pareto fronts, errors at eq
 
 from sae.metrics.compare import compare
 from sae.metrics.evaluate import evaluate
+from sae.metrics.known_answers import SelfTestFailure
 from sae.metrics.registry import REGISTRY, Metric, formulas
 from sae.metrics.report import write_comparison, write_report
-from sae.metrics.selftests import SelfTestFailure
 
 __all__ = [
     "REGISTRY",

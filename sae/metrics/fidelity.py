@@ -6,6 +6,9 @@ scored (no position 0, BOS, EOS, PAD; the splice leaves position 0 alone):
     count     ce_clean   cross-entropy of the unchanged model, nats
     ce        with the method spliced in         kl   KL(p ‖ p̂) of the clean and the spliced
     ce_zero   with zeros spliced in              ce_mean   with the mean of the train split
+    kl_zero, kl_mean   KL(p ‖ p̂) of the ablations
+
+and, of one method, the first four by groups of tokens: `count@name` and so on, one column a group.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.metrics.continuation import Continuation, Replace, constant
-from sae.metrics.registry import metric
 from sae.metrics.sample import Sample
-from sae.metrics.sums import DocumentSums, Sums
+from sae.metrics.sums import DocumentSums
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 BATCH_ROWS = 4096  # tokens run through the model at a time
 LOGIT_BYTES = 1 << 28  # all (rows, V) float32 tensors alive at a time
 LOGIT_TENSORS = 4  # clean log p, p, spliced logits and log p̂
+GROUPED = ("count", "ce", "ce_clean", "kl")
+
+
+@dataclass(frozen=True)
+class Closely:
+    """A method that is looked at more closely than the others.
+
+    Its sums over the batches that are shared by all methods come under `shared` as well; of all
+    its tokens, sums by group, `groups[name]` being labels (n, T) of the tokens that are read,
+    from 0 to `sizes[name]` - 1.
+    """
+
+    method: str
+    shared: str
+    groups: Mapping[str, np.ndarray]
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,7 @@ class _Batch:
     tokens_ST: Tensor
     wanted_ST: Tensor  # (S, T - 1) bool: this token and the next are scored
     unit_N: Tensor
+    part: slice  # of the sample's sequences
 
     @property
     def targets_N(self) -> Tensor:
@@ -56,6 +75,7 @@ def language_model_sums(
     step: Callable[[int], None] | None = None,
     every: Mapping[str, int] | None = None,
     source: str | None = None,
+    closely: Closely | None = None,
 ) -> dict[str, DocumentSums]:
     """The sums of each method. `ablations` ("zero", "mean") are vectors (D,) that take the place
     of every activation.
@@ -68,6 +88,8 @@ def language_model_sums(
     rest = Continuation(lm, site, source)
     ablated = _Ablations(rest, ablations, sample)
     sums = {name: DocumentSums(sample.units) for name in methods}
+    if closely is not None:
+        sums[closely.shared] = DocumentSums(sample.units)
     done = 0
     for number, batch in enumerate(_batches(sample, lm.device)):
         x_STD = rest.start(batch.tokens_ST)
@@ -76,9 +98,17 @@ def language_model_sums(
             return batch.pick(rest.finish(batch.tokens_ST, x_STD, replace))
 
         turn = [name for name in methods if number % (every or {}).get(name, 1) == 0]
-        shared_N = {f"ce_{name}": ablated.losses(name, batch, x_STD) for name in ablations}
+        ablation = {name: ablated.states(name, batch, x_STD) for name in ablations}
         hidden = {name: states(methods[name]) for name in turn}
-        _add_losses(sums, lm.model.lm_head.weight, states(None), hidden, batch, shared_N)
+        takers = {name: [sums[name]] for name in turn}
+        if closely is not None and len(turn) == len(methods):
+            takers[closely.method].append(sums[closely.shared])
+        for part, losses in _losses(lm.model.lm_head.weight, states(None), hidden, ablation, batch):
+            for name, terms in losses.items():
+                for taker in takers[name]:
+                    taker.add(batch.unit_N[part], **terms)
+            if closely is not None:
+                _add_grouped(sums[closely.method], closely, batch, part, losses[closely.method])
         done += len(batch.tokens_ST)
         if step is not None:
             step(done)
@@ -93,35 +123,61 @@ def _batches(sample: Sample, device: torch.device) -> Iterator[_Batch]:
         wanted_ST = scored_ST[:, :-1] & scored_ST[:, 1:]
         unit_N = torch.from_numpy(sample.unit_ST[part])[:, :-1][wanted_ST]
         tokens_ST = torch.from_numpy(sample.tokens_ST[part]).to(device)
-        yield _Batch(tokens_ST, wanted_ST.to(device), unit_N)
+        yield _Batch(tokens_ST, wanted_ST.to(device), unit_N, part)
 
 
 @torch.inference_mode()
-def _add_losses(
-    sums: dict[str, DocumentSums],
+def _losses(
     unembed_VD: Tensor,
     clean_ND: Tensor,
     hidden: dict[str, Tensor],
+    ablation: dict[str, "_States"],
     batch: _Batch,
-    shared_N: dict[str, Tensor],
-) -> None:
-    """Cross-entropy and KL from hidden states (N, D), a few rows of logits at a time."""
+) -> Iterator[tuple[slice, dict[str, dict[str, Tensor]]]]:
+    """Cross-entropy and KL of each method from hidden states (N, D), a few rows at a time."""
     targets_N = batch.targets_N
     for part in _slices(len(targets_N), len(unembed_VD)):
-        target, unit = targets_N[part, None], batch.unit_N[part]
+        target = targets_N[part, None]
         clean = F.log_softmax(clean_ND[part] @ unembed_VD.T, dim=-1)
         p = clean.exp()
-        shared = {name: losses_N[part] for name, losses_N in shared_N.items()}
-        shared |= {"count": torch.ones(len(unit)), "ce_clean": -clean.gather(1, target)[:, 0]}
-        for name, states in hidden.items():
-            log_q = F.log_softmax(states[part] @ unembed_VD.T, dim=-1)
+        common = {"count": torch.ones(len(target)), "ce_clean": -clean.gather(1, target)[:, 0]}
+        # Σ_v p(v) log q(v) = (Σ_v p(v) w_v) · h − log Σ exp: one product serves all ablations.
+        negative_entropy, mean_ND = (p * clean).sum(-1), p @ unembed_VD
+        for name, states in ablation.items():
+            hidden_ND, normaliser_N = states.hidden_ND[part], states.normaliser_N[part]
+            of_target = (hidden_ND * unembed_VD[target[:, 0]]).sum(-1)
+            common[f"ce_{name}"] = normaliser_N - of_target
+            expected = (hidden_ND * mean_ND).sum(-1) - normaliser_N
+            common[f"kl_{name}"] = negative_entropy - expected
+        found = {}
+        for name, states_ND in hidden.items():
+            log_q = F.log_softmax(states_ND[part] @ unembed_VD.T, dim=-1)
             ce = -log_q.gather(1, target)[:, 0]
             kl = -log_q.sub_(clean).mul_(p).sum(-1)  # in place: these tensors are the cost
-            sums[name].add(unit, ce=ce, kl=kl, **shared)
+            found[name] = {"ce": ce, "kl": kl, **common}
+        yield part, found
+
+
+def _add_grouped(
+    sums: DocumentSums, closely: Closely, batch: _Batch, part: slice, terms: dict[str, Tensor]
+) -> None:
+    wanted_ST = batch.wanted_ST.cpu()
+    for group, labels_ST in closely.groups.items():
+        label_N = torch.from_numpy(labels_ST[batch.part])[:, :-1][wanted_ST][part]
+        wanted = {f"{term}@{group}": terms[term] for term in GROUPED}
+        sums.add_grouped(batch.unit_N[part], label_N, closely.sizes[group], **wanted)
+
+
+@dataclass(frozen=True)
+class _States:
+    """Hidden states (N, D) with an ablation spliced in, and log Σ exp (N,) of their logits."""
+
+    hidden_ND: Tensor
+    normaliser_N: Tensor
 
 
 class _Ablations:
-    """Losses with one vector in the place of every activation.
+    """Predictions with one vector in the place of every activation.
 
     Every row begins with the same BOS; with a constant in the place of all else in the residual
     stream, all rows are alike, and one of them tells what the model predicts at each position
@@ -131,25 +187,23 @@ class _Ablations:
     def __init__(self, rest: Continuation, vectors: Mapping[str, Tensor], sample: Sample) -> None:
         self._rest, self._vectors = rest, vectors
         self._unembed_VD = rest.lm.model.lm_head.weight
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}  # hidden_TD, log Σ exp(logits)_T
+        self._known: dict[str, _States] = {}  # one row, (T, ...)
         if rest.replaces_everything and len(np.unique(sample.tokens_ST[:, 0])) == 1:
             first_ST = torch.from_numpy(sample.tokens_ST[:1]).to(rest.lm.device)
             x_STD = rest.start(first_ST)
             for name, vector_D in vectors.items():
                 hidden_TD = rest.finish(first_ST, x_STD, constant(vector_D))[0]
-                self._known[name] = hidden_TD, self._normaliser(hidden_TD)
+                self._known[name] = _States(hidden_TD, self._normaliser(hidden_TD))
 
     @torch.inference_mode()
-    def losses(self, name: str, batch: _Batch, x_STD: Tensor) -> Tensor:
-        """Cross-entropy (N,) of the batch's predictions."""
+    def states(self, name: str, batch: _Batch, x_STD: Tensor) -> _States:
         if name in self._known:
             position_N = batch.wanted_ST.nonzero()[:, 1]
-            hidden_ND, normaliser_N = (known[position_N] for known in self._known[name])
-        else:
-            vector = constant(self._vectors[name])
-            hidden_ND = batch.pick(self._rest.finish(batch.tokens_ST, x_STD, vector))
-            normaliser_N = self._normaliser(hidden_ND)
-        return normaliser_N - (hidden_ND * self._unembed_VD[batch.targets_N]).sum(-1)
+            known = self._known[name]
+            return _States(known.hidden_ND[position_N], known.normaliser_N[position_N])
+        vector = constant(self._vectors[name])
+        hidden_ND = batch.pick(self._rest.finish(batch.tokens_ST, x_STD, vector))
+        return _States(hidden_ND, self._normaliser(hidden_ND))
 
     @torch.inference_mode()
     def _normaliser(self, hidden_ND: Tensor) -> Tensor:
@@ -161,65 +215,3 @@ def _slices(rows: int, vocabulary: int) -> list[slice]:
     """Slices of so many rows that their logits keep within `LOGIT_BYTES`."""
     size = max(1, LOGIT_BYTES // (LOGIT_TENSORS * 4 * vocabulary))
     return [slice(start, start + size) for start in range(0, rows, size)]
-
-
-@metric("fidelity", "nats per token", "lower")
-def ce_clean(s: Sums) -> np.ndarray:
-    """CE = E[−log p(next token)] of the unchanged model."""
-    return s["ce_clean"] / s["count"]
-
-
-@metric("fidelity", "nats per token", "lower")
-def ce_spliced(s: Sums) -> np.ndarray:
-    """CE with x̂ in the place of x at every position but 0."""
-    return s["ce"] / s["count"]
-
-
-@metric("fidelity", "nats per token", "lower")
-def delta_ce(s: Sums) -> np.ndarray:
-    """ΔCE = CE(x̂ spliced in) − CE(clean).
-
-    What the model loses by hearing the coder's version: the headline of fidelity.
-    """
-    return (s["ce"] - s["ce_clean"]) / s["count"]
-
-
-@metric("fidelity", "nats per token", "lower")
-def kl(s: Sums) -> np.ndarray:
-    """E KL(p ‖ p̂) = E Σ_v p(v) (log p(v) − log p̂(v)).
-
-    p the clean model's next-token distribution, p̂ with x̂ spliced in; unlike ΔCE it cannot be
-    flattered by errors that happen to favour the true token.
-    """
-    return s["kl"] / s["count"]
-
-
-@metric("fidelity", "share of loss", "higher")
-def ce_recovered_mean(s: Sums) -> np.ndarray:
-    """(CE_mean − CE_x̂) / (CE_mean − CE_clean), CE_mean with x replaced by its mean.
-
-    1: nothing lost; 0: no better than the constant mean of the train split.
-    """
-    return (s["ce_mean"] - s["ce"]) / (s["ce_mean"] - s["ce_clean"])
-
-
-@metric("fidelity", "share of loss", "higher")
-def ce_recovered_zero(s: Sums) -> np.ndarray:
-    """(CE_zero − CE_x̂) / (CE_zero − CE_clean), CE_zero with x replaced by 0.
-
-    The most published form; zeros in the residual stream are so harmful that it saturates near
-    0.99 and hides differences: read `delta_ce` and `ce_recovered_mean` first.
-    """
-    return (s["ce_zero"] - s["ce"]) / (s["ce_zero"] - s["ce_clean"])
-
-
-@metric("fidelity", "nats per token")
-def ce_ablated_mean(s: Sums) -> np.ndarray:
-    """CE with the mean of the train split in the place of x."""
-    return s["ce_mean"] / s["count"]
-
-
-@metric("fidelity", "nats per token")
-def ce_ablated_zero(s: Sums) -> np.ndarray:
-    """CE with 0 in the place of x."""
-    return s["ce_zero"] / s["count"]

@@ -57,12 +57,12 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _svg(figure: Figure, title: str) -> str:
+def as_svg(figure: Figure, title: str) -> str:
     """The SVG element, transparent, themed, and named for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -81,12 +81,12 @@ def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name as it is: matplotlib would read what stands between two dollar signs as TeX."""
     return text.replace("$", r"\$")
 
 
-def _spread(entry: Entry) -> tuple[float, float]:
+def spread(entry: Entry) -> tuple[float, float]:
     """Lengths of the interval below and above the value; none where there is no interval."""
     value, low, high = entry["value"], entry.get("low"), entry.get("high")
     if low is None or high is None:
@@ -113,13 +113,13 @@ def _counted(axis: Any) -> None:
 def ladder(rows: Sequence[tuple[str, Entry]], label: str) -> str:
     """One dot with its interval per row; the first row is the coder, in its own colour."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 0.75 + 0.36 * len(rows))
+        figure, axes = canvas(5.4, 0.75 + 0.36 * len(rows))
         values = [entry["value"] for _, entry in rows]
         for y, (_, entry) in enumerate(rows):
             colour = SERIES[0] if y == 0 else SERIES[2]
-            spread = np.array(_spread(entry))[:, None]
+            around = np.array(spread(entry))[:, None]
             axes.errorbar(
-                [entry["value"]], [y], xerr=spread, fmt="o", color=colour, ms=7, capsize=3, lw=2
+                [entry["value"]], [y], xerr=around, fmt="o", color=colour, ms=7, capsize=3, lw=2
             )
             axes.annotate(
                 f"{entry['value']:.3g}",
@@ -129,7 +129,7 @@ def ladder(rows: Sequence[tuple[str, Entry]], label: str) -> str:
                 ha="center",
                 fontsize=9,
             )
-        axes.set_yticks(range(len(rows)), [_plain(name) for name, _ in rows])
+        axes.set_yticks(range(len(rows)), [plain(name) for name, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.75)
         scale = _log_if_positive(values)
         axes.set_xscale(scale)
@@ -138,7 +138,7 @@ def ladder(rows: Sequence[tuple[str, Entry]], label: str) -> str:
             _decimal(axes.xaxis)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(label)
-        return _svg(figure, label)
+        return as_svg(figure, label)
 
 
 def _share(exponent: float, _: int) -> str:
@@ -149,7 +149,7 @@ def _share(exponent: float, _: int) -> str:
 
 def density(histogram: Mapping[str, Any]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 2.9)
+        figure, axes = canvas(5.4, 2.9)
         edges, counts = histogram["log10_density_edges"], histogram["latents"]
         axes.stairs(counts, edges, fill=True, color=SERIES[0], alpha=0.85)
         for share in (0.01, 0.1):
@@ -157,14 +157,14 @@ def density(histogram: Mapping[str, Any]) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(_share))
         axes.set_xlabel("density: share of tokens on which a latent fires (log scale)")
         axes.set_ylabel("latents")
-        return _svg(figure, "Histogram of log density")
+        return as_svg(figure, "Histogram of log density")
 
 
 def alive(curves: Mapping[str, Mapping[str, Any]]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 2.9)
+        figure, axes = canvas(5.4, 2.9)
         for name, curve in curves.items():
-            axes.plot(curve["tokens"], curve["alive"], lw=2, label=_plain(name))
+            axes.plot(curve["tokens"], curve["alive"], lw=2, label=plain(name))
         axes.set_xscale("log")
         axes.set_ylim(0, 1.03)
         _counted(axes.xaxis)
@@ -172,12 +172,12 @@ def alive(curves: Mapping[str, Mapping[str, Any]]) -> str:
         axes.set_ylabel("alive(N)")
         if len(curves) > 1:
             axes.legend()
-        return _svg(figure, "Share of latents that fired within N tokens")
+        return as_svg(figure, "Share of latents that fired within N tokens")
 
 
 def active(histogram: Mapping[str, Any]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 2.9)
+        figure, axes = canvas(5.4, 2.9)
         edges = np.asarray(histogram["l0_edges"], dtype=float) - 0.5
         axes.stairs(histogram["tokens"], edges, fill=True, color=SERIES[0], alpha=0.85)
         if len(edges) < 8:  # a fixed L0: leave air around its one bar
@@ -185,12 +185,12 @@ def active(histogram: Mapping[str, Any]) -> str:
         _counted(axes.yaxis)
         axes.set_xlabel("active latents on a token, L0")
         axes.set_ylabel("tokens")
-        return _svg(figure, "Histogram of the number of active latents")
+        return as_svg(figure, "Histogram of the number of active latents")
 
 
 def angles(own: Mapping[str, Any], random: Mapping[str, Any]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 2.9)
+        figure, axes = canvas(5.4, 2.9)
         for histogram, name, colour in (
             (random, "as many random directions", SERIES[2]),
             (own, "this dictionary", SERIES[0]),
@@ -201,19 +201,19 @@ def angles(own: Mapping[str, Any], random: Mapping[str, Any]) -> str:
         axes.set_xlabel("largest cosine with another decoder row")
         axes.set_ylabel("latents")
         axes.legend()
-        return _svg(figure, "Histogram of nearest-neighbour cosines")
+        return as_svg(figure, "Histogram of nearest-neighbour cosines")
 
 
 def alignment(histogram: Mapping[str, Any]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 2.9)
+        figure, axes = canvas(5.4, 2.9)
         axes.stairs(
             histogram["latents"], histogram["edges"], fill=True, color=SERIES[0], alpha=0.85
         )
         axes.set_xlim(-1, 1)
         axes.set_xlabel("cosine of a latent's encoder and decoder row")
         axes.set_ylabel("latents")
-        return _svg(figure, "Histogram of encoder-decoder cosines")
+        return as_svg(figure, "Histogram of encoder-decoder cosines")
 
 
 def front(
@@ -229,7 +229,7 @@ def front(
     family = {name: (families or {}).get(name, name) for name, _, _ in points}
     number = {name: i for i, name in enumerate(dict.fromkeys(family.values()))}
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.4, 3.4 if len(points) <= NAMED else 4.4)
+        figure, axes = canvas(5.4, 3.4 if len(points) <= NAMED else 4.4)
         at = {name: (x["value"], y["value"]) for name, x, y in points}
         if len(kept) > 1:
             axes.plot(*zip(*(at[n] for n in kept), strict=True), color=SERIES[2], lw=1, ls="--")
@@ -237,18 +237,18 @@ def front(
             i = number[family[name]]
             axes.errorbar(
                 *at[name],
-                xerr=np.array(_spread(x))[:, None],
-                yerr=np.array(_spread(y))[:, None],
+                xerr=np.array(spread(x))[:, None],
+                yerr=np.array(spread(y))[:, None],
                 fmt=MARKERS[i // len(SERIES) % len(MARKERS)],
                 ms=7,
                 lw=1.6,
                 capsize=3,
                 color=SERIES[i % len(SERIES)],
-                label=_plain(family[name]),
+                label=plain(family[name]),
             )
             if len(points) <= NAMED or name in kept:
                 axes.annotate(
-                    _plain(name), at[name], textcoords="offset points", xytext=(8, 6), fontsize=9
+                    plain(name), at[name], textcoords="offset points", xytext=(8, 6), fontsize=9
                 )
         _log_where_positive(axes, list(at.values()))
         axes.set_xlabel("L0: active latents per token")
@@ -257,7 +257,7 @@ def front(
             handles, labels = axes.get_legend_handles_labels()
             once = dict(zip(labels, handles, strict=True))
             axes.legend(once.values(), once.keys(), fontsize=9)
-        return _svg(figure, f"{label} against L0")
+        return as_svg(figure, f"{label} against L0")
 
 
 def _log_where_positive(axes: Axes, points: Sequence[tuple[float, float]]) -> None:

@@ -14,7 +14,7 @@ import sae
 from sae.base.errors import UserError, nearest
 from sae.coders import Coder, coder_hash
 from sae.metrics.bootstrap import LEVEL, RESAMPLES
-from sae.metrics.controls import CONTROLS
+from sae.metrics.controls import NAMES
 from sae.metrics.sample import Sample
 from sae.store import ActivationStore
 
@@ -36,10 +36,10 @@ def special_ids(lm: "LanguageModel", store: ActivationStore) -> frozenset[int]:
 
 def check_controls(controls: Sequence[str]) -> None:
     for name in controls:
-        if name not in CONTROLS:
+        if name not in NAMES:
             raise UserError(
-                f"Unknown control `{name}`; it must be one of {', '.join(CONTROLS)}."
-                + nearest(name, CONTROLS)
+                f"Unknown control `{name}`; it must be one of {', '.join(NAMES)}."
+                + nearest(name, NAMES)
             )
 
 

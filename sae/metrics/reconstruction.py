@@ -5,6 +5,7 @@ Sums per token, over scored tokens (no position 0, BOS, EOS, PAD), in float64:
     count   1              x2    ‖x‖²          c2      ‖x − c‖²       centred   x − c  (D,)
     e2      ‖x − x̂‖²       xh2   ‖x̂‖²          xxh     x·x̂            nmse      ‖e‖²/‖x‖²
     legacy  ‖e‖²/‖x − c‖²  cos   cos(x, x̂)     shrink  ‖x̂‖/‖x‖        l0, l1
+    error   e  (D,)        error_squares   e²  (D,)     centred_squares   (x − c)²  (D,)
 
 and e2, c2, centred again over position 0 alone (`_at_0`) for the one variant that has it.
 c is the mean of the *train* split; it only conditions the variance numerically, because
@@ -53,6 +54,7 @@ def add_data(sums: DocumentSums, batch: Batch, centre_D: Tensor) -> None:
         c2=c2_B[scored_B],
         x2=x2_B[scored_B],
         centred=centred_BD[scored_B],
+        centred_squares=centred_BD[scored_B].square(),
     )
     first_B = ~scored_B
     sums.add(batch.unit_B[first_B], c2_at_0=c2_B[first_B], centred_at_0=centred_BD[first_B])
@@ -73,7 +75,13 @@ def add_errors(sums: DocumentSums, batch: Batch, x_hat_BD: Tensor, centre_D: Ten
         "cos": _ratio(xxh, x2.sqrt() * xh2.sqrt()),
         "shrink": _ratio(xh2.sqrt(), x2.sqrt()),
     }
-    sums.add(batch.unit_B[scored_B], **{name: v.cpu()[scored_B] for name, v in per_token.items()})
+    error = error_BD.cpu()[scored_B]
+    sums.add(
+        batch.unit_B[scored_B],
+        **{name: v.cpu()[scored_B] for name, v in per_token.items()},
+        error=error,
+        error_squares=error.square(),
+    )
     sums.add(batch.unit_B[~scored_B], e2_at_0=e2.cpu()[~scored_B])
 
 
@@ -86,7 +94,7 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b.clamp_min(torch.finfo(b.dtype).tiny), 0.0)
 
 
-def _variance(n: np.ndarray, squares: np.ndarray, total_RD: np.ndarray) -> np.ndarray:
+def total_variance(n: np.ndarray, squares: np.ndarray, total_RD: np.ndarray) -> np.ndarray:
     """E‖x − c‖² − ‖E(x − c)‖² of each resample."""
     mean_RD = total_RD / n[:, None]
     return squares / n - np.einsum("rd,rd->r", mean_RD, mean_RD)
@@ -111,7 +119,7 @@ def fvu(s: Sums) -> np.ndarray:
 
     Fraction of variance unexplained, from global sums; the mean predictor has exactly 1.
     """
-    return s["e2"] / s["count"] / _variance(s["count"], s["c2"], s["centred"])
+    return s["e2"] / s["count"] / total_variance(s["count"], s["c2"], s["centred"])
 
 
 @metric("reconstruction", "share of variance", "lower", count="count_with_0")
@@ -122,7 +130,39 @@ def fvu_with_position_0(s: Sums) -> np.ndarray:
     theirs and flatters any coder that fits it. Only for comparison with tools that include it.
     """
     n, total_RD = s["count_with_0"], s["centred"] + s["centred_at_0"]
-    return (s["e2"] + s["e2_at_0"]) / n / _variance(n, s["c2"] + s["c2_at_0"], total_RD)
+    return (s["e2"] + s["e2_at_0"]) / n / total_variance(n, s["c2"] + s["c2_at_0"], total_RD)
+
+
+@metric("reconstruction", "share of variance", "higher")
+def ev_centred_error(s: Sums) -> np.ndarray:
+    """1 − (E‖e‖² − ‖E e‖²) / (E‖x‖² − ‖E x‖²), e = x − x̂.
+
+    The variance of the error, not its mean square (dictionary_learning's
+    `frac_variance_explained`): a constant offset of x̂ costs nothing, so it is at least EV.
+    """
+    n = s["count"]
+    return 1 - total_variance(n, s["e2"], s["error"]) / total_variance(n, s["c2"], s["centred"])
+
+
+@metric("reconstruction", "share of variance", "higher")
+def ev_per_dimension(s: Sums) -> np.ndarray:
+    """mean_d (1 − E e_d² / Var x_d), the mean of R² over the D dimensions.
+
+    scikit-learn's `r2_score` with its uniform average: a dimension of little variance weighs as
+    much as one of a lot.
+    """
+    n = s["count"][:, None]
+    variance_RD = s["centred_squares"] / n - np.square(s["centred"] / n)
+    return 1 - (s["error_squares"] / n / variance_RD).mean(axis=1)
+
+
+@metric("reconstruction", "share of E‖x‖²", "higher")
+def ev_uncentred(s: Sums) -> np.ndarray:
+    """1 − E‖x − x̂‖² / E‖x‖².
+
+    The mean of x counts as signal: predicting it scores above 0, and every coder above its EV.
+    """
+    return 1 - s["e2"] / s["x2"]
 
 
 @metric("reconstruction", "share", "higher")

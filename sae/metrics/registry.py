@@ -12,7 +12,9 @@ import numpy as np
 
 from sae.metrics.sums import Sums
 
-Group = Literal["reconstruction", "codes", "sparsity", "fidelity", "geometry", "comparison"]
+Group = Literal[
+    "reconstruction", "codes", "sparsity", "fidelity", "error", "geometry", "comparison"
+]
 Better = Literal["higher", "lower", "neither"]
 Compute = Callable[[Sums], np.ndarray]
 

@@ -27,6 +27,16 @@ HEADLINE = (
     ("ce_recovered_zero", "recovered, zero", "of the loss, against zero-ablation"),
 )
 COMPARED = ("ev", "fvu", "l0", "delta_ce", "kl", "ce_recovered_mean", "ce_recovered_zero")
+PAIRED = ("fvu_ratio", "delta_ce_lift")
+MEANINGS = {
+    "dictionary_learning": "it chooses its codes by pursuit, in as many products as there are "
+    "active units where an encoder takes one; the error budget below says how much of the coder's "
+    "error pursuit would remove on the coder's own dictionary",
+    "frozen_decoder": "random directions with a learned encoder do as well, so these numbers are "
+    "no evidence that the decoder's directions were learned",
+    "random_model": "a model that learned nothing is explained as well, on its own activations, "
+    "so these numbers say nothing of what this model learned",
+}
 ERROR_LABELS = {"fvu": "FVU", "delta_ce": "ΔCE, nats per token"}
 NAMES = {
     "coder": "coder",
@@ -38,6 +48,22 @@ NAMES = {
     "frozen_decoder": "frozen decoder",
     "raw_neurons": "raw neurons",
     "random_model": "coder of a random model",
+    "train_rows": "train rows as dictionary",
+    "independent_components": "independent components",
+    "dictionary_learning": "scikit-learn's dictionary, OMP",
+}
+PARTS = {
+    "shrinkage": "shrinkage",
+    "amounts": "amortisation: amounts",
+    "choice": "amortisation: choice",
+    "dead_width": "dead width",
+    "linear": "linearly predictable",
+    "rest": "rest",
+}
+BREAKDOWNS = {
+    "position": "By position",
+    "frequency": "By the next token's share of the train split",
+    "repetition": "By repetition in the context",
 }
 
 
@@ -63,6 +89,8 @@ def write_report(evaluations: Mapping[str, Evaluation], path: Path | str) -> Pat
         first=next(iter(evaluations.values())),
         headline=HEADLINE,
         compared=[n for n in COMPARED if n in names],
+        paired=list(PAIRED),
+        meanings=MEANINGS,
         names=NAMES,
         metrics=names,
         formulas=next(iter(evaluations.values()))["formulas"],
@@ -86,7 +114,13 @@ def write_comparison(comparison: Mapping[str, Any], path: Path | str) -> Path:
                 figures[error] = plots.front(points, label, front, families)
         by_l0 = sorted(coders, key=lambda n, c=coders: (c[n]["l0"]["value"] or 0.0, n))
         pages.append({**group, "figures": figures, "by_l0": by_l0})
-    return _write_page(path, "compare.html.j2", groups=pages, labels=ERROR_LABELS)
+    return _write_page(
+        path,
+        "compare.html.j2",
+        groups=pages,
+        labels=ERROR_LABELS,
+        stability=comparison.get("stability", []),
+    )
 
 
 def _write_page(path: Path | str, template: str, **content: Any) -> Path:
@@ -116,7 +150,7 @@ def _metric_order(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
     """What the template needs of one coder: its figures, and the metrics that a control wins."""
-    from sae.metrics import plots
+    from sae.metrics import plots, plots_error
 
     histograms = evaluation["histograms"]
     controls = evaluation["controls"]
@@ -127,6 +161,9 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "alive": plots.alive({name: evaluation["curves"]["alive"]}),
         "active": plots.active(histograms["l0"]),
     }
+    figures["budget"] = plots_error.budget(evaluation["error_budget"], PARTS)
+    for group, rows in evaluation["breakdown"].items():
+        figures[group] = plots_error.groups(rows, BREAKDOWNS[group])
     if "max_decoder_cosine" in histograms:
         figures["angles"] = plots.angles(histograms["max_decoder_cosine"], histograms["random"])
     if "encoder_decoder" in histograms:
@@ -136,6 +173,8 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "evaluation": evaluation,
         "figures": figures,
         "lost": {control: _lost(evaluation, control) for control in controls},
+        "parts": PARTS,
+        "breakdowns": BREAKDOWNS,
     }
 
 
@@ -144,7 +183,8 @@ def _ladder(name: str, evaluation: Evaluation, metric: str, label: str) -> str |
     from sae.metrics import plots
 
     metrics = evaluation["metrics"]
-    others = [(NAMES.get(c, c), v[metric]) for c, v in evaluation["controls"].items()]
+    controls = evaluation["controls"].items()
+    others = [(NAMES.get(c, c), v[metric]) for c, v in controls if metric in v]
     if metric == "delta_ce":
         for ablation in ("mean", "zero"):
             ablated, clean = (metrics[n]["value"] for n in (f"ce_ablated_{ablation}", "ce_clean"))
@@ -158,17 +198,8 @@ def _ladder(name: str, evaluation: Evaluation, metric: str, label: str) -> str |
 
 
 def _lost(evaluation: Evaluation, control: str) -> list[str]:
-    """The compared metrics on which the control is better than the coder."""
-    lost = []
-    for name in COMPARED:
-        own = evaluation["metrics"][name]["value"]
-        other = evaluation["controls"][control].get(name, {}).get("value")
-        better = evaluation["formulas"][name]["better"]
-        if own is None or other is None or name == "l0":
-            continue
-        if (other > own) if better == "higher" else (other < own):
-            lost.append(name)
-    return lost
+    """The metrics on which the control is at least as good as the coder, on the same tokens."""
+    return [name for name, rung in evaluation["ladder"].items() if control in rung["won_by"]]
 
 
 def _fronts(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:

@@ -1,27 +1,21 @@
 """Checks inside every evaluation: predictors whose scores are known in advance.
 
 They run through the very functions that score the coder, on the same held-out text. If one
-fails, the pipeline is wrong and no number of it is published.
+fails, the pipeline or the coder is not what it claims to be, and no number is published.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sae.base.errors import CheckFailure
 from sae.coders import Coder, make_coder
 from sae.metrics import fidelity
-from sae.metrics.bootstrap import entries
-from sae.metrics.continuation import Replace
-from sae.metrics.reconstruction import CoderLike, add_data, add_errors, reconstruct
-from sae.metrics.registry import metrics_of
+from sae.metrics.identity import identities
+from sae.metrics.known_answers import SelfTest, SelfTestFailure, score
 from sae.metrics.sample import Batch, Sample
 from sae.metrics.sparsity import Firings
-from sae.metrics.sums import DocumentSums
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
@@ -30,28 +24,6 @@ ROWS = 8192  # for reconstruction
 LM_ROWS = 2048  # for losses
 NATS = 1e-5
 SCALE = 0.9
-
-
-class SelfTestFailure(CheckFailure):
-    """A self-test of the evaluation failed: its numbers must not be used."""
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """`value` is how far the measurement is from what it must be."""
-
-    name: str
-    value: float
-    tolerance: float
-    sentence: str
-
-    @property
-    def passed(self) -> bool:
-        return bool(np.isfinite(self.value) and abs(self.value) <= self.tolerance)
-
-    def to_json(self) -> dict[str, Any]:
-        value = self.value if np.isfinite(self.value) else None
-        return {"passed": self.passed, "value": value, "tolerance": self.tolerance}
 
 
 def run_self_tests(
@@ -77,6 +49,7 @@ def run_self_tests(
         oracle_dictionary(),
         max((store_matches_model(lm, s, few) for s in (site, source)), key=lambda t: t.value),
         *splices(coder, lm, site, source, few),
+        *identities(coder, lm, site, source, few),
     ]
     if failed := [test for test in tests if not test.passed]:
         raise SelfTestFailure(
@@ -87,24 +60,6 @@ def run_self_tests(
             )
         )
     return {test.name: test.to_json() for test in tests}
-
-
-@torch.inference_mode()
-def score(
-    coder: CoderLike | Replace, batches: Iterable[Batch], centre_D: Tensor
-) -> dict[str, float]:
-    """The reconstruction metrics of a predictor, as the evaluation computes them."""
-    sums = DocumentSums(1)
-    for batch in batches:
-        batch = Batch(batch.x_BD, torch.zeros_like(batch.unit_B), batch.scored_B)
-        add_data(sums, batch, centre_D)
-        add_errors(sums, batch, reconstruct(coder, batch.x_BD)[0], centre_D)
-    found = entries(sums.arrays(), metrics_of("reconstruction"))
-    return {name: _number(entry["value"]) for name, entry in found.items()}
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _scored(batches: Iterable[Batch]) -> Tensor:

@@ -31,6 +31,14 @@ class DocumentSums:
                 self.table[name] = torch.zeros(self.units, *value.shape[1:], dtype=torch.float64)
             self.table[name].index_add_(0, unit_B, value)
 
+    def add_grouped(self, unit_B: Tensor, label_B: Tensor, groups: int, **terms_B: Tensor) -> None:
+        """Adds each term (B,) to the column `label_B` of a table of `groups` columns."""
+        cell_B = unit_B.cpu() * groups + label_B.cpu()
+        for name, value in terms_B.items():
+            if name not in self.table:
+                self.table[name] = torch.zeros(self.units, groups, dtype=torch.float64)
+            self.table[name].view(-1).index_add_(0, cell_B, value.detach().cpu().double())
+
     def total(self, term: str) -> float:
         return float(self.table[term].sum()) if term in self.table else 0.0
 

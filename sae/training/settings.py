@@ -83,4 +83,4 @@ class Settings:
 
 LONGEST_SILENCE = 10_000_000
 BASE_WIDTH = 2**14
-BASE_RATE = 7.5e-4  # at BASE_WIDTH; docs/training.md has the comparison that chose it
+BASE_RATE = 1e-3  # at BASE_WIDTH; docs/training.md has the comparison that chose it

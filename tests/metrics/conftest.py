@@ -9,10 +9,12 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from sae.coders import Coder, make_coder
 from sae.lm import LanguageModel
-from sae.store import ActivationStore, DocumentTable, StoreSpec, StoreWriter
+from sae.store import ActivationStore, DocumentTable, ShuffledReader, StoreSpec, StoreWriter
+from sae.training import CoderTrainer, Settings
 
 SITE = "blocks.0.hook_resid_post"
 MLP = "blocks.0.hook_mlp_out"
+NEXT = "blocks.1.hook_resid_post"
 T, TRAIN, HELD, END = 32, 48, 40, 0
 
 
@@ -79,6 +81,37 @@ def coder(store: ActivationStore) -> Coder:
     coder.initialise(mean, torch.Generator().manual_seed(3))
     coder.metadata = {"hook_name": SITE, "model_name": lm_name(store)}
     return coder.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def everywhere(tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel) -> ActivationStore:
+    """A store of two layers."""
+    return build_store(tmp_path_factory.mktemp("layers") / "a.zarr", lm, 45, (SITE, NEXT))
+
+
+@pytest.fixture(scope="session")
+def trainer(everywhere: ActivationStore) -> CoderTrainer:
+    return small_training(everywhere)
+
+
+def small_training(store: ActivationStore) -> CoderTrainer:
+    """A small TopK at the end of its training on `SITE`."""
+    settings = Settings(steps=500, batch=256, learning_rate=3e-3, dead_after=20_000, auxk_k=8)
+    stats = store.stats(SITE)
+    trainer = CoderTrainer("topk", make_coder("topk", 32, 128, k=8), SITE, stats, settings)
+    batches = ShuffledReader(store, [SITE], settings.batch).batches()
+    for _ in range(settings.steps):
+        trainer.step(torch.from_numpy(next(batches)[SITE]))
+    batches.close()
+    return trainer
+
+
+@pytest.fixture
+def trained(trainer: CoderTrainer) -> Coder:
+    coder = trainer.finished_coder()
+    settings = {"steps": 40, "batch": 256}  # what controls of it are trained with
+    coder.metadata = {"hook_name": SITE, "loupe": {"settings": settings}}
+    return coder
 
 
 def lm_name(store: ActivationStore) -> str:

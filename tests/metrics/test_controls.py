@@ -1,11 +1,35 @@
 """Controls are as strong as they claim to be."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from sae.coders import Coder
-from sae.metrics.controls import TrainData, controls_of, fit_pca, matched_l0, random_dictionary
+from sae.base.files import write_json
+from sae.coders import Coder, make_coder
+from sae.lm import LanguageModel
+from sae.metrics import evaluate, write_report
+from sae.metrics.controls import (
+    NAMES,
+    Cache,
+    TrainData,
+    controls_of,
+    factorised,
+    fit_pca,
+    frozen_decoder,
+    independent_components,
+    matched_l0,
+    random_dictionary,
+    raw_neurons,
+    shuffled_decoder,
+    train_rows,
+    trained,
+)
+from sae.metrics.controls.random_model import activations, random_model
 from sae.metrics.sample import draw
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, SITE
@@ -59,4 +83,129 @@ def test_random_dictionary_is_scaled_by_least_squares(coder: Coder, data: TrainD
 
 def test_controls_get_the_coders_own_l0(coder: Coder, data: TrainData) -> None:
     assert matched_l0(coder, data) == 6
-    assert controls_of(coder) == ("pca", "random_dictionary")
+    quick, whole = controls_of(coder, quick=True), controls_of(coder)
+    assert len(quick) >= 6
+    assert set(quick) < set(whole)
+    assert {"dictionary_learning", "frozen_decoder", "random_model"} <= set(whole)
+
+
+def test_raw_neurons_keep_the_largest_coordinates(coder: Coder, data: TrainData) -> None:
+    control, x = raw_neurons(coder, data, l0=5), data.some()
+    away = (x - data.mean_D).square().sort(dim=1).values
+    lost = (x - control(x)).square().sum(1)
+    assert lost == pytest.approx(away[:, :-5].sum(1), rel=1e-4)
+    assert control.encode(x).l0().max() <= 5
+
+
+def test_a_shuffled_decoder_has_the_coders_codes_and_rows(coder: Coder, data: TrainData) -> None:
+    control, x = shuffled_decoder(coder, data, l0=6, seed=1), data.some()
+    assert torch.equal(control.encode(x).dense(), coder.encode(x).dense())
+    cosines = F.normalize(control.W_dec_FD, dim=1) @ coder.W_dec_FD.T
+    assert cosines.abs().amax(1) == pytest.approx(torch.ones(coder.d_sae), abs=1e-5)
+    assert sorted(cosines.abs().argmax(1).tolist()) == list(range(coder.d_sae))
+    assert (cosines.abs().argmax(1) != torch.arange(coder.d_sae)).float().mean() > 0.9
+    error = (x - control(x)).square().sum()
+    assert error <= (x - control.b_dec_D).square().sum() * (1 + 1e-5)  # never worse than no codes
+
+
+def test_train_rows_are_rows_of_the_train_split(coder: Coder, data: TrainData) -> None:
+    control = train_rows(coder, data, l0=6)
+    rows = F.normalize(torch.cat(list(data.batches())) - data.mean_D, dim=1)
+    nearest = (control.W_dec_FD @ rows.T).amax(1)
+    assert nearest == pytest.approx(torch.ones(coder.d_sae), abs=1e-5)
+
+
+def test_all_independent_components_are_a_change_of_basis(coder: Coder, data: TrainData) -> None:
+    x = data.some()
+    whole = independent_components(coder, data, l0=32)
+    torch.testing.assert_close(whole(x), x, rtol=1e-3, atol=1e-3)
+    few = independent_components(coder, data, l0=4)
+    assert few.encode(x).l0().max() <= 4
+    lost = (x - few(x)).square().sum() / (x - x.mean(0)).square().sum()
+    assert 0.2 < lost < 1
+
+
+def test_dictionary_learning_learns_and_is_kept(
+    coder: Coder, data: TrainData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, x = replace(data, cache=Cache(tmp_path)), data.some()
+    first = factorised.dictionary_learning(coder, data, l0=4)
+    monkeypatch.setattr(factorised, "_learn", lambda *_: pytest.fail("it was learned again"))
+    again = factorised.dictionary_learning(coder, data, l0=4)
+    assert torch.equal(first.W_dec_FD, again.W_dec_FD)
+    assert first.encode(x).l0().max() <= 4
+    assert factorised.dictionary_learning(coder, data, l0=7).encode(x).l0().max() == 7
+    random = factorised.Pursued(data.mean_D, torch.randn(128, 32), 4)
+
+    def lost(control: factorised.Pursued) -> float:
+        return float((x - control(x)).square().sum())
+
+    assert lost(first) < 0.9 * lost(random)
+    with pytest.raises(pytest.fail.Exception):  # another seed is another control
+        factorised.dictionary_learning(coder, data, l0=4, seed=1)
+
+
+def test_a_frozen_decoder_learns_all_but_its_decoder(
+    coder: Coder, data: TrainData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder.metadata["loupe"] = {"settings": {"steps": 300, "batch": 128, "not_ours": 1}}
+    data, x = replace(data, cache=Cache(tmp_path)), data.some()
+    control = frozen_decoder(coder, data, l0=6, seed=3)
+    fresh = make_coder("topk", 32, 128, k=6)
+    fresh.initialise(data.mean_D, torch.Generator().manual_seed(3))
+    assert torch.equal(control.W_dec_FD, fresh.W_dec_FD)
+    coder.metadata["loupe"]["settings"]["steps"] = 2
+    early = frozen_decoder(coder, data, l0=6, seed=3)
+    assert (x - control(x)).square().sum() < 0.7 * (x - early(x)).square().sum()
+    coder.metadata["loupe"]["settings"]["steps"] = 300
+    monkeypatch.setattr(trained, "train_topk", lambda *_, **__: pytest.fail("trained again"))
+    again = frozen_decoder(coder, data, l0=6, seed=3)
+    assert torch.equal(again(x), control(x))
+
+
+def test_a_random_model_has_the_shape_and_nothing_else(
+    lm: LanguageModel, store: ActivationStore, data: TrainData
+) -> None:
+    untrained, same, other = random_model(lm, 0), random_model(lm, 0), random_model(lm, 1)
+    weights = [m.model.transformer.h[0].mlp.c_fc.weight for m in (untrained, same, other, lm)]
+    assert torch.equal(weights[0], weights[1])
+    assert not any(torch.equal(weights[0], w) for w in weights[2:])
+    assert len({m.hash for m in (untrained, other, lm)}) == 3
+    few = data.sample.some(20)
+    of_store = torch.cat([b.x_BD for b in few.batches(SITE)])
+    live = torch.cat([b.x_BD for b in activations(lm, few, SITE)])
+    torch.testing.assert_close(live, of_store, rtol=2e-3, atol=2e-3)  # what its own store holds
+
+
+def test_every_control_through_the_whole_evaluation(
+    trained_coder: Coder, everywhere: ActivationStore, lm: LanguageModel, tmp_path: Path
+) -> None:
+    asked = [name for name in NAMES if not name.startswith("linear_map")]
+    steps: list[tuple[Any, ...]] = []
+    found = evaluate(
+        trained_coder,
+        everywhere,
+        lm,
+        loss_tokens=400,
+        controls=asked,
+        cache=Cache(tmp_path),
+        progress=lambda *step: steps.append(step),
+    )
+    assert list(found["controls"]) == asked
+    assert controls_of(trained_coder) == tuple(asked)
+    assert {"control frozen_decoder", "control random_model"} <= {what for what, _, _ in steps}
+    apart = found["controls"]["random_model"]
+    assert "delta_ce" not in apart
+    assert apart["l0"]["value"] <= 8
+    assert all(entry["tokens"] > 0 for entry in apart.values())
+    ev = {name: scores["ev"]["value"] for name, scores in found["controls"].items()}
+    own = found["ladder"]["ev"]["coder"]
+    for weak in ("random_dictionary", "shuffled_decoder", "train_rows"):
+        assert ev[weak] < own
+    write_json(tmp_path / "evaluation.json", found)
+    assert "coder of a random model" in write_report({"a": found}, tmp_path / "r.html").read_text()
+
+
+@pytest.fixture
+def trained_coder(request: pytest.FixtureRequest) -> Coder:
+    return request.getfixturevalue("trained")

@@ -1,5 +1,6 @@
 """The evaluation JSON: its contract, its honesty, and what it refuses."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sae.metrics import REGISTRY, evaluate, formulas
 from sae.metrics.registry import markdown_table
 from sae.metrics.sample import draw
 from sae.metrics.scoring import CODER, Scored, score_activations
+from sae.metrics.table import core_table
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, HELD, MLP, SITE, TRAIN, T
 
@@ -38,16 +40,32 @@ def found(store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
     mean = torch.from_numpy(store.stats(SITE).mean_D).float()
     coder.initialise(mean, torch.Generator().manual_seed(3))
     coder.metadata = {"hook_name": SITE}
-    return evaluate(coder.eval(), store, lm, tokens=10**6, loss_tokens=900, control_tokens=500)
+    return evaluate(
+        coder.eval(), store, lm, quick=True, tokens=10**6, loss_tokens=900, control_tokens=500
+    )
 
 
 def test_the_contract(found: dict[str, Any], store: ActivationStore, tmp_path: Path) -> None:
     assert found["schema"] == 1
     assert set(found["metrics"]) >= NAMES
     assert set(found["metrics"]) <= set(REGISTRY)
-    assert set(found["controls"]) == {"pca", "random_dictionary"}
+    assert set(found["controls"]) == {
+        "pca",
+        "random_dictionary",
+        "train_rows",
+        "shuffled_decoder",
+        "raw_neurons",
+        "independent_components",
+    }
+    assert set(found["controls_left_out"]) == {
+        "dictionary_learning",
+        "frozen_decoder",
+        "random_model",
+        "nmf",
+    }
+    numbers = {"ev", "fvu", "l0", "delta_ce", "ce_recovered_mean", "fvu_ratio", "delta_ce_lift"}
     for values in found["controls"].values():
-        assert set(values) >= {"ev", "fvu", "l0", "delta_ce", "ce_recovered_mean", "fvu_ratio"}
+        assert set(values) >= numbers
     for entry in [e for v in (found["metrics"], *found["controls"].values()) for e in v.values()]:
         assert set(entry) == {"value", "low", "high", "tokens"}
         assert isinstance(entry["tokens"], int)
@@ -56,6 +74,15 @@ def test_the_contract(found: dict[str, Any], store: ActivationStore, tmp_path: P
     assert found["formulas"] == formulas()
     write_json(tmp_path / "e.json", found)  # strict: refuses NaN and anything that is not JSON
     assert json.loads((tmp_path / "e.json").read_text()) == found
+
+
+def test_a_row_for_the_tables_of_others(found: dict[str, Any]) -> None:
+    text = core_table({"a": found, "b": found}, "run")
+    first, second = csv.DictReader(text.splitlines())
+    assert (first["unique_id"], second["sae_id"]) == ("run-a", "b")
+    ev = float(first["metrics.reconstruction_quality.explained_variance"])
+    assert ev == found["metrics"]["ev"]["value"]
+    assert int(first["metrics.token_stats.total_tokens_eval_reconstruction"]) > 0
 
 
 def test_provenance(found: dict[str, Any], store: ActivationStore, lm: LanguageModel) -> None:
@@ -82,6 +109,20 @@ def test_the_numbers_agree_with_each_other(found: dict[str, Any]) -> None:
     assert pca["ev"]["value"] > random["ev"]["value"]
     assert random["ev"]["value"] > value["ev"]  # the coder was never trained nor scaled
     assert random["fvu_ratio"]["value"] > 1
+    rung = found["ladder"]["ev"]
+    assert rung["best_value"] == found["controls"][rung["best"]]["ev"]["value"]
+    assert rung["lift"] == pytest.approx(rung["coder"] - rung["best_value"])
+    assert {"pca", "random_dictionary"} <= set(rung["won_by"])
+    heard = found["controls"]["pca"]["delta_ce"]["value"]
+    lift = found["controls"]["pca"]["delta_ce_lift"]["value"]
+    assert lift == pytest.approx(heard - found["ladder"]["delta_ce"]["coder"])
+    assert sum(found["error_budget"].values()) == pytest.approx(1)
+    details = found["error_budget_details"]
+    assert details["fvu"]["encoder"]["value"] > details["fvu"]["pursued"]["value"]
+    for rows in found["breakdown"].values():
+        assert sum(row["share"] for row in rows) == pytest.approx(1)
+        mean = sum(row["share"] * row["delta_ce"]["value"] for row in rows)
+        assert mean == pytest.approx(value["delta_ce"])
     assert random["fvu_ratio"]["low"] <= random["fvu_ratio"]["value"]
 
 
@@ -119,7 +160,7 @@ def test_controls_may_be_scored_on_a_part(coder: Coder, store: ActivationStore) 
 
 def test_same_seed_same_numbers(coder: Coder, store: ActivationStore, lm: LanguageModel) -> None:
     def run(seed: int) -> dict[str, Any]:
-        found = evaluate(coder, store, lm, tokens=500, loss_tokens=200, seed=seed)
+        found = evaluate(coder, store, lm, quick=True, tokens=500, loss_tokens=200, seed=seed)
         return {k: found[k] for k in ("metrics", "controls", "curves", "histograms")}
 
     assert run(1) == run(1)
@@ -130,8 +171,9 @@ def test_progress_ends_at_its_total(
     coder: Coder, store: ActivationStore, lm: LanguageModel
 ) -> None:
     calls: list[tuple[str, int, int]] = []
-    evaluate(coder, store, lm, tokens=800, loss_tokens=300, progress=lambda *a: calls.append(a))
-    for what in ("activations", "losses"):
+    tell = lambda *a: calls.append(a)  # noqa: E731
+    evaluate(coder, store, lm, quick=True, tokens=800, loss_tokens=300, progress=tell)
+    for what in ("controls", "activations", "losses", "error budget"):
         done = [(d, total) for name, d, total in calls if name == what]
         assert done[-1][0] == done[-1][1] > 0
         assert done == sorted(done)

@@ -56,16 +56,24 @@ def by_hand(lm: LanguageModel, site: str, sample: Sample, method: object) -> dic
         return float(F.nll_loss(log_q, tokens[:, 1:][wanted]))
 
     clean, spliced = log_p(None), log_p(method)
+
+    def kl(log_q: Tensor) -> float:
+        return float(F.kl_div(log_q, clean, log_target=True, reduction="batchmean"))
+
     zero, mean = (ce(log_p(lambda x, v=v: v.expand_as(x))) for v in ABLATIONS.values())
     return {
         "ce_clean": ce(clean),
         "ce_spliced": ce(spliced),
         "delta_ce": ce(spliced) - ce(clean),
-        "kl": float(F.kl_div(spliced, clean, log_target=True, reduction="batchmean")),
+        "kl": kl(spliced),
         "ce_recovered_mean": (mean - ce(spliced)) / (mean - ce(clean)),
         "ce_recovered_zero": (zero - ce(spliced)) / (zero - ce(clean)),
         "ce_ablated_mean": mean,
         "ce_ablated_zero": zero,
+        **{
+            f"kl_recovered_{name}": 1 - kl(spliced) / kl(log_p(lambda x, v=v: v.expand_as(x)))
+            for name, v in ABLATIONS.items()
+        },
     }
 
 
@@ -115,7 +123,7 @@ def test_chunks_of_logits_change_nothing(
         sizes.append(logits.numel() * 4)
         return softmax(logits, dim=dim)
 
-    monkeypatch.setattr(fidelity, "LOGIT_BYTES", 4 * 4 * lm.vocab_size * 10)
+    monkeypatch.setattr(fidelity, "LOGIT_BYTES", fidelity.LOGIT_TENSORS * 4 * lm.vocab_size * 10)
     monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)
     monkeypatch.setattr(fidelity.F, "log_softmax", watched)
     assert values(lm, SITE, sample, halve) == pytest.approx(whole, abs=1e-5)
@@ -172,3 +180,31 @@ def test_a_method_may_be_run_on_a_part_of_the_batches(
     for name, values in sums["some"].arrays().items():
         assert values == pytest.approx(alone[name], rel=1e-5)
     assert sums["all"].total("count") > 2 * sums["some"].total("count")
+
+
+def test_one_method_may_be_looked_at_closely(
+    lm: LanguageModel, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sums on the others' batches, and its sums by group, add up to what they are parts of."""
+    monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)
+    groups = {"odd": np.arange(sample.tokens_ST.size).reshape(sample.tokens_ST.shape) % 3}
+    look = fidelity.Closely("all", "shared", groups, {"odd": 3})
+    sums = fidelity.language_model_sums(
+        lm,
+        SITE,
+        {"all": halve, "some": halve},
+        ABLATIONS,
+        sample,
+        every={"some": 2},
+        closely=look,
+    )
+    for term, table in sums["some"].arrays().items():
+        assert sums["shared"].arrays()[term] == pytest.approx(table)
+    for term in fidelity.GROUPED:
+        by_group = sums["all"].arrays()[f"{term}@odd"]
+        assert by_group.shape == (sample.units, 3)
+        assert by_group.sum(1) == pytest.approx(sums["all"].arrays()[term])
+    assert "count@odd" not in sums["some"].arrays()
+    wanted = sample.scored_ST[:, :-1] & sample.scored_ST[:, 1:]
+    expected = np.bincount(groups["odd"][:, :-1][wanted], minlength=3)
+    assert sums["all"].arrays()["count@odd"].sum(0) == pytest.approx(expected)

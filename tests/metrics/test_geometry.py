@@ -43,6 +43,16 @@ def test_a_random_dictionary_has_no_excess() -> None:
     assert found["encoder_decoder_cosine"] == pytest.approx(1)
 
 
+def test_scale_rotation_and_order_of_latents_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(7)
+    enc, dec = torch.randn(2, 40, 12, generator=generator)
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    order = torch.randperm(40, generator=generator)
+    sizes = 0.1 + torch.rand(2, 40, 1, generator=generator)
+    changed = measure((sizes[0] * enc @ turn)[order], (sizes[1] * dec @ turn)[order])
+    assert changed == pytest.approx(measure(enc, dec), abs=1e-6)
+
+
 def test_neighbours_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from sae.metrics import geometry
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from torch import Tensor
 
 from sae.metrics.bootstrap import entries
@@ -63,8 +64,31 @@ def test_every_metric_is_its_formula(x: Tensor) -> None:
         "shrinkage": (norm_b / norm_a).mean(),
         "gamma": (b**2).sum() / (a * b).sum(),
         "fvu_with_position_0": fvu,
+        "ev_uncentred": 1 - e2.sum() / x2.sum(),
+        "ev_centred_error": 1 - (a - b).var(axis=0).sum() / a.var(axis=0).sum(),
+        "ev_per_dimension": r2_score(a, b),  # its default is the uniform average
     }
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_variants_differ_from_ev_where_their_formulas_do(x: Tensor) -> None:
+    """A constant offset costs EV, and not the variance of the error; the mean has signal only
+    where it is not taken away.
+    """
+    shifted = measure(x, x + torch.linspace(-1, 1, D))
+    assert shifted["ev_centred_error"] == pytest.approx(1)
+    assert shifted["ev"] < 0.95
+    mean = measure(x, x.mean(0).expand_as(x))
+    assert mean["ev"] == pytest.approx(0, abs=1e-6)
+    assert mean["ev_centred_error"] == pytest.approx(0, abs=1e-6)
+    assert mean["ev_per_dimension"] == pytest.approx(0, abs=1e-6)
+    assert mean["ev_uncentred"] > 0.5
+    loud = x.clone()
+    loud[:, 0] *= 1000  # a dimension that swamps EV, and is one of D in the mean of R²
+    half = torch.cat([loud[:, :1], x[:, 1:].mean(0).expand(len(x), -1)], dim=1)
+    found = measure(loud, half)
+    assert found["ev"] == pytest.approx(1, abs=1e-3)
+    assert found["ev_per_dimension"] == pytest.approx(1 / D, abs=1e-3)
 
 
 def test_the_mean_predictor_scores_nought_where_a_published_formula_gives_it_half(
@@ -113,6 +137,8 @@ def test_scale_and_rotation_change_nothing_but_the_mse(x: Tensor) -> None:
     turned = measure(3 * x @ turn, 3 * (x + noise) @ turn)
     for name in ("mse", "mse_per_dimension"):
         assert turned.pop(name) == pytest.approx(9 * plain.pop(name), rel=1e-4)
+    by_dimension = [found.pop("ev_per_dimension") for found in (plain, turned)]
+    assert by_dimension[0] != pytest.approx(by_dimension[1], rel=1e-2)  # it has axes, by its name
     assert turned == pytest.approx(plain, rel=1e-4)
 
 

@@ -21,13 +21,15 @@ from sae.metrics.report import interval, number
 from sae.store import ActivationStore
 from tests.metrics.conftest import SITE
 
+FIGURES = 11  # of one coder
+
 
 @pytest.fixture(scope="session")
 def evaluation(store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
     coder = make_coder("topk", 32, 128, k=6)
     coder.initialise(torch.from_numpy(store.stats(SITE).mean_D).float(), torch.Generator())
     coder.metadata = {"hook_name": SITE}
-    return evaluate(coder.eval(), store, lm, tokens=800, loss_tokens=300)
+    return evaluate(coder.eval(), store, lm, quick=True, tokens=800, loss_tokens=300)
 
 
 class Page(HTMLParser):
@@ -60,8 +62,8 @@ def read(evaluations: dict[str, Any], folder: Path) -> tuple[str, Page]:
 
 def test_one_coder(evaluation: dict[str, Any], tmp_path: Path) -> None:
     text, page = read({"topk": evaluation}, tmp_path)
-    assert sum(tag == "figure" for tag, _ in page.seen) == 7
-    assert text.count("<figcaption>") == 7  # each plot says how to read it
+    assert sum(tag == "figure" for tag, _ in page.seen) == FIGURES
+    assert text.count("<figcaption>") == FIGURES  # each plot says how to read it
     for name in evaluation["metrics"]:
         assert f"<code>{name}</code>" in text
     assert number(evaluation["metrics"]["ev"]["value"]) in text
@@ -74,7 +76,7 @@ def test_several_coders_are_compared(evaluation: dict[str, Any], tmp_path: Path)
     other["metrics"]["l0"]["value"] *= 2
     text, page = read({"narrow": evaluation, "wide": other}, tmp_path)
     assert "Side by side" in text
-    assert sum(tag == "figure" for tag, _ in page.seen) == 2 + 2 * 7
+    assert sum(tag == "figure" for tag, _ in page.seen) == 2 + 2 * FIGURES
     assert text.count("narrow") > 3
     assert text.count("wide") > 3
 
@@ -95,7 +97,7 @@ def test_figures_are_well_formed_and_take_the_pages_colours(
 ) -> None:
     text, _ = read({"topk": evaluation}, tmp_path)
     figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(figures) == 7
+    assert len(figures) == FIGURES
     for svg in figures:
         ElementTree.fromstring(svg)
         assert "var(--series-0)" in svg
@@ -113,17 +115,28 @@ def test_names_are_text_not_markup(evaluation: dict[str, Any], tmp_path: Path) -
 
 
 def test_a_control_that_wins_is_marked(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    beaten = copy.deepcopy(evaluation)
-    beaten["controls"]["pca"]["ev"]["value"] = beaten["metrics"]["ev"]["value"] + 0.01
+    beaten, best = copy.deepcopy(evaluation), copy.deepcopy(evaluation)
+    for rung in (*beaten["ladder"].values(), *best["ladder"].values()):
+        rung["won_by"] = []
+    beaten["ladder"]["ev"]["won_by"] = ["pca"]
     text, _ = read({"topk": beaten}, tmp_path)
-    assert "PCA beats this coder on" in text
-    best = copy.deepcopy(evaluation)
-    for control in best["controls"].values():
-        for name, entry in control.items():
-            if name in best["metrics"]:
-                entry["value"] = best["metrics"][name]["value"]
+    assert "PCA beats this coder on <code>ev</code>" in text
+    assert text.count('<td class="r bad">') == text.count("beats this coder on") + sum(
+        rung["lift"] <= 0 for rung in beaten["ladder"].values()
+    )
     text, _ = read({"topk": best}, tmp_path)
     assert "beats this coder on" not in text
+
+
+def test_controls_of_another_model_have_no_losses_to_show(
+    evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    other = copy.deepcopy(evaluation)
+    raw = other["controls"]["raw_neurons"]
+    other["controls"]["random_model"] = {k: raw[k] for k in ("ev", "fvu", "l0")}
+    text, _ = read({"topk": other}, tmp_path)
+    assert "coder of a random model" in text
+    assert "scikit-learn&#39;s dictionary, OMP: takes minutes to train" in text
 
 
 def test_missing_values_are_said_not_hidden(evaluation: dict[str, Any], tmp_path: Path) -> None:
@@ -131,7 +144,9 @@ def test_missing_values_are_said_not_hidden(evaluation: dict[str, Any], tmp_path
     odd["metrics"]["ce_recovered_mean"].update(value=None, low=None, high=None)
     odd["metrics"]["delta_ce"].update(low=None, high=None)
     odd["metrics"]["fvu"].update(value=None, low=None, high=None)
-    odd["controls"] = {}
+    odd["controls"], odd["ladder"] = {}, {}
+    odd["error_budget"]["choice"] = None
+    del odd["metrics"]["kl_error_ratio"]
     for name in ("max_decoder_cosine", "random", "encoder_decoder"):
         del odd["histograms"][name]
     text, _ = read({"a": odd, "b": odd}, tmp_path)

@@ -1,7 +1,9 @@
 """A broken pipeline publishes nothing: every break below must stop the evaluation."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,18 +12,22 @@ from torch import Tensor
 
 from sae.coders import Coder
 from sae.lm import LanguageModel
+from sae.lm.sites import parse_site
 from sae.metrics import (
     SelfTestFailure,
     continuation,
     evaluate,
     fidelity,
+    identity,
+    known_answers,
     reconstruction,
     scoring,
-    selftests,
 )
 from sae.metrics.continuation import Continuation
 from sae.metrics.sparsity import Firings
 from sae.store import ActivationStore
+from sae.training import CoderTrainer
+from tests.metrics.conftest import NEXT, SITE, build_store, small_training
 
 
 def run(coder: Coder, store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
@@ -39,6 +45,9 @@ def test_a_sound_pipeline_passes(coder: Coder, store: ActivationStore, lm: Langu
         "splice_error_restored",
         "splice_identity",
         "splice_agrees",
+        "layer_identity",
+        "scale_identity",
+        "decoder_identity",
     }
     for test in tests.values():
         assert set(test) == {"passed", "value", "tolerance"}
@@ -48,13 +57,13 @@ def test_a_sound_pipeline_passes(coder: Coder, store: ActivationStore, lm: Langu
 
 
 def scaled_reconstructions(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = selftests.reconstruct
+    honest = known_answers.reconstruct
 
     def scaled(method: Any, x_BD: Tensor) -> tuple[Tensor, Any]:
         x_hat_BD, codes = honest(method, x_BD)
         return 1.02 * x_hat_BD, codes
 
-    monkeypatch.setattr(selftests, "reconstruct", scaled)
+    monkeypatch.setattr(known_answers, "reconstruct", scaled)
     monkeypatch.setattr(scoring, "reconstruct", scaled)
 
 
@@ -101,7 +110,7 @@ def a_variance_formula_of_published_tools(
         mean_square = squares / n
         return mean_square - (mean_square / total.shape[1]) ** 2
 
-    monkeypatch.setattr(reconstruction, "_variance", published)
+    monkeypatch.setattr(reconstruction, "total_variance", published)
 
 
 def lost_firings(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +149,92 @@ def test_a_broken_pipeline_is_found(
         run(coder, store, lm)
 
 
+def claims_the_next_layer(trainer: CoderTrainer) -> Coder:
+    coder = trainer.finished_coder()
+    coder.metadata = {"hook_name": NEXT}
+    return coder
+
+
+def with_another_decoder(trainer: CoderTrainer) -> Coder:
+    coder = trainer.finished_coder()
+    other = torch.randn(coder.W_dec_FD.shape, generator=torch.Generator().manual_seed(5))
+    coder.W_dec_FD.copy_(torch.nn.functional.normalize(other, dim=1))
+    coder.metadata = {"hook_name": SITE}
+    return coder
+
+
+def with_rows_off_by_one(trainer: CoderTrainer) -> Coder:
+    coder = trainer.finished_coder()
+    coder.W_dec_FD.copy_(coder.W_dec_FD.roll(1, 0))
+    coder.metadata = {"hook_name": SITE}
+    return coder
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (claims_the_next_layer, rf"layer_identity: .* claims, `{NEXT}`.* at `{SITE}`"),
+        (with_another_decoder, "decoder_identity: a coder's decoder must belong"),
+        (with_rows_off_by_one, "decoder_identity"),
+    ],
+)
+def test_a_coder_that_is_not_what_it_claims_is_found(
+    trainer: CoderTrainer,
+    everywhere: ActivationStore,
+    lm: LanguageModel,
+    mistake: Callable[[CoderTrainer], Coder],
+    message: str,
+) -> None:
+    with pytest.raises(SelfTestFailure, match=message):
+        run(mistake(trainer), everywhere, lm)
+
+
+def test_weights_in_the_units_of_training_are_found(lm: LanguageModel, tmp_path: Path) -> None:
+    """Of activations with a mean, as those of real models have: without one, the units of a TopK
+    coder hardly matter, and nothing is wrong with its numbers.
+    """
+    model = copy.deepcopy(lm.model)
+    model.transformer.h[0].mlp.c_proj.bias.data += 6.0
+    shifted = LanguageModel(model, lm.tokenizer, name="shifted", hash=lm.hash)
+    store = build_store(tmp_path / "a.zarr", shifted, 45)
+    trainer = small_training(store)
+    folded, raw = trainer.finished_coder(), copy.deepcopy(trainer.coder)
+    for coder in (folded, raw):
+        coder.requires_grad_(False).eval()
+        coder.metadata = {"hook_name": SITE}
+    assert run(folded, store, shifted)["self_tests"]["scale_identity"]["passed"]
+    with pytest.raises(SelfTestFailure, match=r"scale_identity: .* were not folded"):
+        run(raw, store, shifted)
+
+
+def test_a_trained_coder_is_what_it_claims(
+    trained: Coder, everywhere: ActivationStore, lm: LanguageModel
+) -> None:
+    tests = run(trained, everywhere, lm)["self_tests"]
+    assert tests["layer_identity"]["value"] == 0
+    assert tests["scale_identity"]["value"] == 0
+    assert tests["decoder_identity"]["value"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("site", "others"),
+    [
+        ("blocks.0.hook_resid_pre", {"0.hook_resid_mid", "0.hook_resid_post", "1.hook_resid_mid",
+                                     "1.hook_resid_post"}),
+        ("blocks.1.hook_resid_pre", {"0.hook_resid_pre", "0.hook_resid_mid", "1.hook_resid_mid",
+                                     "1.hook_resid_post"}),
+        ("blocks.0.hook_mlp_out", {"1.hook_mlp_out"}),
+    ],
+)  # fmt: skip
+def test_a_layer_is_compared_with_all_others_and_never_with_itself(
+    site: str, others: set[str]
+) -> None:
+    found = identity._of_a_kind(parse_site(site), 2)
+    assert {str(s) for s in found} == {f"blocks.{name}" for name in others}
+
+
 def test_a_coder_that_returns_nan_is_no_pass() -> None:
-    test = selftests.SelfTest("x", float("nan"), 1.0, "s")
+    test = known_answers.SelfTest("x", float("nan"), 1.0, "s")
     assert not test.passed
     assert test.to_json()["value"] is None
     assert issubclass(SelfTestFailure, RuntimeError)

@@ -42,6 +42,24 @@ def test_density_alive_and_dense_shares(firings: Firings) -> None:
     assert found["alive"]["tokens"] == 4
 
 
+def test_order_of_latents_and_size_of_activations_do_not_matter_to_firing() -> None:
+    generator = torch.Generator().manual_seed(3)
+    acts = (torch.rand(200, 5, generator=generator) - 0.8).relu()
+    order = torch.randperm(5, generator=generator)
+    unit, scored = torch.arange(200) // 20, torch.arange(200) % 9 > 0
+    tables = []
+    for rows in (acts, 7 * acts[:, order]):
+        counts = Firings(5, 10, torch.ones(5))
+        index = torch.arange(5).expand_as(rows)
+        counts.add(Codes.fixed(rows, index, 5), unit, scored)
+        tables.append(counts)
+    plain, changed = tables
+    assert changed.density_F == pytest.approx(plain.density_F[order.numpy()])
+    assert changed.alive_curve() == plain.alive_curve()
+    found = [entries(t.table(), metrics_of("sparsity")) for t in tables]
+    assert found[0] == found[1]
+
+
 def test_alive_curve_ends_at_alive(firings: Firings) -> None:
     curve = firings.alive_curve()
     assert curve["tokens"] == [1, 2, 3, 4]

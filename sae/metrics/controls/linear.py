@@ -1,47 +1,10 @@
-"""Controls: what needs no learning of features, scored by the same pipeline as the coder.
-
-A number that a control reaches too says nothing about the coder. Each control is an object with
-a coder's `encode` and `decode`, so that the rest of the pipeline cannot tell them apart; a new
-one is a function of (coder, train data, seed) that gives such an object, entered in `CONTROLS`.
-"""
-
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+"""Linear controls: the best that can be done with K numbers per token and no selection."""
 
 import torch
 from torch import Tensor
 
-from sae.coders import Coder, Codes, TwoSites, make_coder
-from sae.metrics.reconstruction import CoderLike
-from sae.metrics.sample import Sample
-
-PROBE_ROWS = 8192  # on which the coder's L0 and the random dictionary's scale are found
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """What a control may learn from: a sample of the train split at the coder's site(s)."""
-
-    sample: Sample
-    site: str  # of what is to be predicted
-    mean_D: Tensor  # (D,) float32, of the whole train split there
-    device: torch.device
-    source: str | None = None  # where the coder reads, if that is another site
-
-    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scored rows, float32: what the coder is given, and what is to be predicted."""
-        for batch in self.sample.batches(self.site, self.device, self.source):
-            scored_B = batch.scored_B.to(self.device)
-            yield batch.given_BD[scored_B], batch.x_BD[scored_B]
-
-    def batches(self) -> Iterator[Tensor]:
-        """Scored rows of what is to be predicted."""
-        return (x_BD for _, x_BD in self.pairs())
-
-    def some(self) -> Tensor:
-        """A few thousand of the rows that the coder is given, from all over the sample."""
-        few = self.sample.some(max(1, PROBE_ROWS // self.sample.store.context))
-        return torch.cat([given_BD for given_BD, _ in replace(self, sample=few).pairs()])
+from sae.coders import Coder, Codes
+from sae.metrics.controls.base import TrainData
 
 
 class PCA:
@@ -83,11 +46,6 @@ class LinearMap(PCA):
         return Codes.fixed(acts_BK, indices_BK, k)
 
 
-def matched_l0(coder: CoderLike, data: TrainData) -> int:
-    """The coder's own mean L0 on train rows, rounded: what every control is given."""
-    return max(1, round(float(coder.encode(data.some()).l0().double().mean())))
-
-
 def fit_pca(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> PCA:
     """As many components as the coder has active latents; covariance streamed in float64."""
     width = coder.d_in
@@ -104,25 +62,6 @@ def fit_pca(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> PCA:
     components_KD = vectors_DD.flip(1)[:, : min(l0, width)].T.contiguous()
     mean_D = mean_D.to(data.mean_D) + data.mean_D
     return PCA(mean_D, components_KD.to(data.mean_D))
-
-
-def random_dictionary(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Coder:
-    """A TopK coder that was never trained: same width, same L0, random unit decoder rows.
-
-    The encoder is their transpose on x − m (m the train mean), times one number for the whole
-    dictionary: the one that minimises the squared error on train rows. Without it the codes of
-    many non-orthogonal rows add up to far too much, and the control would be a straw man.
-    """
-    control = make_coder("topk", coder.d_in, coder.d_sae, k=min(l0, coder.d_sae))
-    control.initialise(data.mean_D.cpu(), torch.Generator().manual_seed(seed))
-    control = control.requires_grad_(False).eval().to(data.device)
-    with torch.no_grad():
-        x_BD = data.some()
-        target_BD = (x_BD - control.b_dec_D).double()
-        raw_BD = (control(x_BD) - control.b_dec_D).double()
-        scale = float((target_BD * raw_BD).sum() / raw_BD.square().sum().clamp_min(1e-30))
-        control.W_enc_FD.mul_(scale)
-    return control
 
 
 def fit_linear_map(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> LinearMap:
@@ -162,26 +101,3 @@ def fit_linear_map(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Lin
 def fit_full_linear_map(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> LinearMap:
     """The same without a limit on its rank: all that is linear in the step between the sites."""
     return fit_linear_map(coder, data, coder.d_out, seed)
-
-
-Fit = Callable[[Coder, TrainData, int, int], CoderLike]
-OF_ONE_SITE: dict[str, Fit] = {"pca": fit_pca, "random_dictionary": random_dictionary}
-OF_TWO_SITES: dict[str, Fit] = {
-    "linear_map": fit_linear_map,
-    "linear_map_full": fit_full_linear_map,
-}
-CONTROLS: dict[str, Fit] = OF_ONE_SITE | OF_TWO_SITES
-LEFT_OUT_OF_TWO_SITES = {
-    "pca": "a transcoder does not reconstruct what it reads; `linear_map` takes its place",
-    "random_dictionary": "random directions predict nothing of another site",
-}
-
-
-def controls_of(coder: Coder) -> tuple[str, ...]:
-    """Those that a coder is compared with when nothing else is asked for."""
-    return tuple(OF_TWO_SITES if isinstance(coder, TwoSites) else OF_ONE_SITE)
-
-
-def left_out(coder: Coder) -> dict[str, str]:
-    """Controls that say nothing about this coder, and why."""
-    return dict(LEFT_OUT_OF_TWO_SITES) if isinstance(coder, TwoSites) else {}

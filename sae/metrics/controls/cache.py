@@ -1,0 +1,53 @@
+"""Controls that take long to fit, kept on disk by the fingerprint of all that decides them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sae.base.files import atomic_write, sha256_json
+from sae.coders import Coder, load_coder, save_coder
+from sae.coders.folder import CONFIG
+
+VERSION = 1  # of how controls are fitted: a change of it makes all that is kept stale
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder, or nothing: then every fit is done anew. `key` is whatever JSON can hold."""
+
+    folder: Path | None = None
+
+    def tensors(
+        self, name: str, key: Any, make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """What `make` returned for this key, now or earlier."""
+        path = self._path(name, key, ".safetensors")
+        if path is not None and path.exists():
+            return load_file(path)
+        made = {tensor: value.detach().cpu().contiguous() for tensor, value in make().items()}
+        if path is not None:
+            atomic_write(path, lambda file: file.write(save(made)))
+        return made
+
+    def coder(self, name: str, key: Any, make: Callable[[], Coder]) -> Coder:
+        """The coder that `make` trained for this key, as it reads from its folder."""
+        path = self._path(name, key)
+        if path is None:
+            return make()
+        if not (path / CONFIG).exists():
+            save_coder(make(), path)
+        return load_coder(path)
+
+    def has(self, name: str, key: Any) -> bool:
+        """Whether a trained coder is kept under this key."""
+        path = self._path(name, key)
+        return path is not None and (path / CONFIG).exists()
+
+    def _path(self, name: str, key: Any, suffix: str = "") -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder / f"{name}-{sha256_json([VERSION, name, key])[:16]}{suffix}"

@@ -1,0 +1,77 @@
+"""Controls that are trained as our own coders are: with a frozen decoder, on a random model.
+
+Both are TopK coders of the coder's width and L0, trained by the same trainer on the same stream
+with the coder's own settings (steps, batch, learning rate, AuxK), and kept: the coders of a
+sweep that have these in common share them. Nothing but what their names say is taken away.
+"""
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae.coders import Coder, make_coder
+from sae.metrics.controls.base import TrainData
+from sae.store import ShuffledReader, SiteStats
+from sae.training import CoderTrainer, Settings
+
+TOKENS, BATCH = 2_000_000, 1024  # of coders whose own training is not on record
+
+
+def settings_of(coder: Coder) -> Settings:
+    """How the coder was trained, as its folder says; the defaults for coders of other tools."""
+    said = coder.metadata.get("loupe", {}).get("settings", {})
+    known = {field.name for field in fields(Settings)}
+    given: dict[str, Any] = {name: value for name, value in said.items() if name in known}
+    given = {"steps": TOKENS // BATCH, "batch": BATCH} | given
+    return replace(Settings(**given), resample=())
+
+
+def frozen_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Coder:
+    """An encoder trained against random unit decoder rows that never change.
+
+    What it explains needs no learned directions: only a learned choice among random ones.
+    """
+    settings = replace(settings_of(coder), seed=seed)
+
+    def make() -> Coder:
+        store = data.sample.store
+        reader = ShuffledReader(store, [data.site], settings.batch, seed=0)
+        with closing(reader.batches()) as stream:
+            rows = (batch[data.site] for batch in stream)
+            stats = store.stats(data.site)
+            return train_topk(coder, data, l0, settings, stats, rows, freeze=True)
+
+    key = key_of(coder, data, l0, settings)
+    return data.cache.coder("frozen_decoder", key, make).to(data.device)
+
+
+def train_topk(
+    coder: Coder,
+    data: TrainData,
+    l0: int,
+    settings: Settings,
+    stats: SiteStats,
+    batches: Iterable[np.ndarray],
+    *,
+    freeze: bool = False,
+) -> Coder:
+    """A TopK coder of the given coder's width, from `settings.steps` batches of raw rows."""
+    fresh = make_coder("topk", coder.d_in, coder.d_sae, k=min(l0, coder.d_sae))
+    fresh.W_dec_FD.requires_grad_(not freeze)
+    trainer = CoderTrainer("control", fresh, data.site, stats, settings, str(data.device))
+    for step, rows_BD in enumerate(batches, 1):
+        trainer.step(torch.from_numpy(rows_BD))
+        if freeze:
+            trainer.coder.W_dec_FD.grad = None  # AuxK's, which the optimiser does not take
+        data.tell(step, settings.steps)
+        if step == settings.steps:
+            break
+    return trainer.finished_coder()
+
+
+def key_of(coder: Coder, data: TrainData, l0: int, settings: Settings) -> list[Any]:
+    return [data.sample.store.attributes, data.site, coder.d_sae, l0, vars(settings)]

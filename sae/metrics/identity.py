@@ -1,0 +1,165 @@
+"""Checks that a coder is what its folder says: of this site, in these units, with this decoder.
+
+Weights at the wrong layer, weights saved in the units of training, and decoders of another coder
+have all been published; each gives numbers that look like those of a poor coder. Here each has a
+counterpart that must not do better than the coder as it is.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sae.coders import Coder, TwoSites
+from sae.lm.sites import Site, parse_site
+from sae.metrics.continuation import Replace
+from sae.metrics.known_answers import SelfTest, score
+from sae.metrics.reconstruction import CoderLike
+from sae.metrics.sample import Batch, Sample
+
+if TYPE_CHECKING:
+    from sae.lm import LanguageModel
+
+EV_IN_OTHER_UNITS = 0.1  # how much more may be explained in the units of training
+NOT_BETTER = 0.9  # of the squared error with shuffled rows: above, the rows are no better
+RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+
+
+@torch.inference_mode()
+def identities(
+    coder: Coder, lm: "LanguageModel", site: str, source: str, few: Sample
+) -> list[SelfTest]:
+    """The three checks, on the model's own activations of a few held-out sequences."""
+    rows = _Rows(lm, few, {(source, site), *_elsewhere(coder, lm, source, site)})
+    own = rows.batch(source, site)
+    return [
+        layer_identity(coder, rows, source, site),
+        scale_identity(coder, own, few, source, site),
+        decoder_identity(coder, own),
+    ]
+
+
+class _Rows:
+    """Scored rows of pairs of sites (read, predicted) in one pass of the model."""
+
+    def __init__(self, lm: "LanguageModel", few: Sample, pairs: set[tuple[str, str]]) -> None:
+        self.pairs = pairs
+        scored_ST = torch.from_numpy(few.scored_ST)
+        sites = sorted({site for pair in pairs for site in pair})
+        found = lm.capture(torch.from_numpy(few.tokens_ST), sites)
+        self._rows = {
+            site: x_STD.float()[scored_ST.to(x_STD.device)] for site, x_STD in found.items()
+        }
+
+    def batch(self, source: str, site: str) -> Batch:
+        x_BD = self._rows[site]
+        unit_B = torch.zeros(len(x_BD), dtype=torch.int64)
+        read_BD = None if source == site else self._rows[source]
+        return Batch(x_BD, unit_B, torch.ones(len(x_BD), dtype=torch.bool), read_BD)
+
+
+def layer_identity(coder: Coder, rows: _Rows, source: str, site: str) -> SelfTest:
+    """EV at the site that the coder claims, against EV at the others of its kind.
+
+    A coder that explains nothing anywhere (EV below 0 at every site) proves nothing, and passes.
+    """
+    evs = {pair: _ev(coder, rows.batch(*pair)) for pair in sorted(rows.pairs)}
+    own = evs.pop((source, site))
+    best = max(evs, key=lambda pair: evs[pair], default=None)
+    ahead, sentence = 0.0, f"a coder must explain most at the site that it claims, `{site}`"
+    if best is not None and evs[best] > 0:
+        ahead = max(0.0, evs[best] - own)
+    if best is not None and ahead:
+        sentence += f"; its EV is {own:.3f} there and {evs[best]:.3f} at `{best[1]}`"
+    return SelfTest("layer_identity", ahead, 0.0, sentence)
+
+
+def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str) -> SelfTest:
+    """EV of the coder as it is, against EV in the units of training.
+
+    Training scales x so that its variance is D. A coder that was saved without folding that in
+    explains x only once it is scaled; a folded one explains it as it is. A coder that was hardly
+    trained may explain more of larger x as well, because its thresholds then matter less; that its
+    `b_dec` lies at the mean of x, not at the scaled one, shows that its units are right.
+    """
+    scale_in, scale_out = (_training_scale(few, s) for s in (source, site))
+
+    def in_units_of_training(x_BD: Tensor) -> Tensor:
+        return coder(x_BD * scale_in) / scale_out
+
+    folded = _lies_at(coder.b_dec_D, own.x_BD.mean(0), scale_out)
+    more = 0.0 if folded else max(0.0, _ev(in_units_of_training, own) - _ev(coder, own))
+    return SelfTest(
+        "scale_identity",
+        more,
+        EV_IN_OTHER_UNITS,
+        "a coder must take activations as they are; this one explains more of them scaled by "
+        f"{scale_in:.4g}, as in training, so that its weights were not folded",
+    )
+
+
+def _lies_at(b_D: Tensor, mean_D: Tensor, scale: float) -> bool:
+    """Whether a bias is near the mean of x as it is, and nearer to it than to the scaled mean."""
+    away = (b_D - mean_D).norm()
+    return bool(away < mean_D.norm() / 2) and bool(away < (b_D - scale * mean_D).norm())
+
+
+def decoder_identity(coder: Coder, own: Batch) -> SelfTest:
+    """Squared error with the coder's decoder, against none of it and against its rows shuffled.
+
+    Directions that belong to the latents lower the error, or at least are better than others in
+    their place; a decoder of another coder does neither.
+    """
+    order = torch.randperm(coder.d_sae, generator=torch.Generator().manual_seed(0))
+    without, shuffled = copy.deepcopy(coder), copy.deepcopy(coder)
+    for other in (without, shuffled):
+        other.requires_grad_(False)
+    without.W_dec_FD.zero_()
+    shuffled.W_dec_FD.copy_(coder.W_dec_FD[order.to(coder.W_dec_FD.device)])
+    own_fvu, none, others = (1 - _ev(c, own) for c in (coder, without, shuffled))
+    return SelfTest(
+        "decoder_identity",
+        own_fvu / max(none, NOT_BETTER * others, 1e-30),
+        1 + 1e-6,
+        "a coder's decoder must belong to its encoder; this one reconstructs no better than with "
+        "no latents and no better than with its rows shuffled",
+    )
+
+
+def _ev(coder: CoderLike | Replace, batch: Batch) -> float:
+    return score(coder, [batch], batch.x_BD.mean(0))["ev"]
+
+
+def _training_scale(few: Sample, site: str) -> float:
+    stats = few.store.stats(site)
+    return float((len(stats.mean_D) / max(stats.variance, 1e-30)) ** 0.5)
+
+
+def _elsewhere(
+    coder: Coder, lm: "LanguageModel", source: str, site: str
+) -> Iterator[tuple[str, str]]:
+    """Where else the coder could be of: all residual sites, the same point in other blocks, or,
+    of a transcoder, both its sites moved by as many blocks.
+    """
+    read, wrote = parse_site(source), parse_site(site)
+    if not isinstance(coder, TwoSites):
+        yield from ((str(s), str(s)) for s in _of_a_kind(wrote, lm.n_layers))
+        return
+    for moved in range(-lm.n_layers, lm.n_layers + 1):
+        layers = read.layer + moved, wrote.layer + moved
+        if moved and all(0 <= layer < lm.n_layers for layer in layers):
+            yield str(Site(layers[0], read.point)), str(Site(layers[1], wrote.point))
+
+
+def _of_a_kind(site: Site, layers: int) -> Iterator[Site]:
+    if site.point not in RESIDUAL:
+        yield from (Site(layer, site.point) for layer in range(layers) if layer != site.layer)
+        return
+    every = [Site(0, "hook_resid_pre")]
+    for layer in range(layers):
+        every += [Site(layer, "hook_resid_mid"), Site(layer, "hook_resid_post")]
+    before = Site(site.layer - 1, "hook_resid_post")  # the same place as this block's resid_pre
+    same = before if site.point == "hook_resid_pre" and site.layer else site
+    yield from (other for other in every if other != same)

@@ -1,0 +1,86 @@
+"""Groups of predictions, and the ladder of controls, on rows that can be checked by eye."""
+
+import numpy as np
+import pytest
+
+from sae.metrics.breakdown import FREQUENCY, REPETITION, breakdown, closely, labels
+from sae.metrics.fidelity import GROUPED, Closely
+from sae.metrics.ladder import ladder
+from sae.metrics.sample import Sample
+
+
+def look(rows: list[list[int]], counts: list[int]) -> Closely:
+    tokens = np.array(rows)
+    sample = Sample.__new__(Sample)
+    object.__setattr__(sample, "tokens_ST", tokens)
+    return closely("coder", "shared", sample, np.array(counts))
+
+
+def test_repetition_is_of_this_row_and_before_this_token() -> None:
+    #        reads 0 5 6 5 6 | 7; its next tokens are 5 6 5 6 7
+    found = look([[0, 5, 6, 5, 6, 7], [0, 7, 5, 6, 5, 5]], [1] * 8)
+    again = found.groups["repetition"][:, :-1]
+    assert again[0].tolist() == [0, 0, 1, 2, 0]  # "5 6" for the second time is what copying gets
+    assert again[1].tolist() == [0, 0, 0, 1, 1]  # another row's tokens are not this row's context
+    assert found.sizes["repetition"] == len(REPETITION)
+
+
+def test_frequency_is_of_the_token_to_be_predicted() -> None:
+    counts = [50_000, 0, 1, 40, 49_959]
+    found = look([[0, 1, 2, 3, 4, 0]], counts)
+    group = [FREQUENCY[i] for i in found.groups["frequency"][0, :-1]]
+    assert group == [
+        "not in the train split",
+        "1e-5 to 1e-4",
+        "1e-4 to 1e-3",
+        "above 1e-2",
+        "above 1e-2",
+    ]
+
+
+def test_positions_are_in_powers_of_two() -> None:
+    found = look([[0] * 9], [1])
+    assert found.groups["position"][0].tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 3]
+    assert labels("position", 4) == ["1", "2 to 3", "4 to 7", "8 to 15"]
+
+
+def test_each_group_is_scored_like_all_tokens_together() -> None:
+    rng = np.random.default_rng(0)
+    table = {f"{term}@repetition": rng.random((20, 3)) for term in GROUPED}
+    table["count@repetition"] = rng.integers(1, 9, (20, 3)).astype(float)
+    for term in GROUPED:
+        table[f"{term}@repetition"][:, 1] = 0  # a group that no token is in
+    rows = breakdown(table, seed=0)["repetition"]
+    assert [row["group"] for row in rows] == [REPETITION[0], REPETITION[2]]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    counts = table["count@repetition"][:, 2].sum()
+    expected = (table["ce@repetition"] - table["ce_clean@repetition"])[:, 2].sum() / counts
+    entry = rows[1]["delta_ce"]
+    assert entry["value"] == pytest.approx(expected)
+    assert entry["low"] <= entry["value"] <= entry["high"]
+    assert entry["tokens"] == counts
+
+
+def scores(**values: float | None) -> dict[str, dict[str, float | int | None]]:
+    return {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
+
+
+def test_lift_is_above_0_where_the_coder_is_better_whichever_way_a_metric_counts() -> None:
+    own = scores(ev=0.9, delta_ce=0.2, kl=0.1, cosine=None)
+    controls = {
+        "a": scores(ev=0.5, delta_ce=0.5, kl=0.1, cosine=0.4),
+        "b": scores(ev=0.7, delta_ce=0.1, kl=0.3),
+        "c": scores(ev=None),
+    }
+    found = ladder(own, controls)
+    assert set(found) == {"ev", "delta_ce", "kl"}
+    assert found["ev"] == {
+        "coder": 0.9,
+        "best": "b",
+        "best_value": 0.7,
+        "lift": pytest.approx(0.2),
+        "won_by": [],
+    }
+    assert (found["delta_ce"]["best"], found["delta_ce"]["won_by"]) == ("b", ["b"])
+    assert found["delta_ce"]["lift"] == pytest.approx(-0.1)
+    assert found["kl"]["won_by"] == ["a"]  # a draw is no win of the coder

@@ -1,0 +1,36 @@
+"""Which coders of a run are looked at for what they have in common; the settings of evaluation."""
+
+from pipelines.compare import pairs
+from pipelines.config import CoderConfig, EvaluateConfig
+from sae.metrics.evaluate import FULL, QUICK
+
+
+def coder(name: str, **given: object) -> CoderConfig:
+    return CoderConfig.model_validate({"name": name, "k": 8, **given})
+
+
+def test_pairs_differ_in_one_thing_alone() -> None:
+    coders = [
+        coder("s2", seed=2),
+        coder("s0"),
+        coder("s1", seed=1),
+        coder("wide", expansion=32),
+        coder("dense", k=16),
+        coder("other", architecture="batchtopk"),
+        coder("wide-s1", expansion=32, seed=1),
+    ]
+    assert pairs(coders) == [
+        ("s0", "s1", "seed"),
+        ("s1", "s2", "seed"),
+        ("wide", "wide-s1", "seed"),
+        ("s0", "wide", "width"),
+        ("s1", "wide-s1", "width"),
+    ]
+    assert pairs(coders[:1]) == []
+
+
+def test_the_settings_say_the_budgets_that_there_are() -> None:
+    for name in ("tokens", "loss_tokens"):
+        said = str(EvaluateConfig.model_fields[name].description)
+        assert f"default: {getattr(FULL, name):,}" in said
+        assert f"quick {getattr(QUICK, name):,}" in said
