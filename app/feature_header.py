@@ -10,6 +10,7 @@ import streamlit as st
 
 from app import data, state
 from app.visible import markdown
+from sae.base.errors import UserError
 
 OF_ONE_FEATURE = ("bin", "seed")
 """Parameters that mean something for one feature only."""
@@ -118,10 +119,10 @@ def star_button(here: data.Here, feature: int, starred: bool) -> None:
 
 
 def write_note(write: Callable[[], Any]) -> None:
-    """Runs a change of the notes; a folder that cannot be written to is told, not raised."""
+    """Runs a change of the notes; a file that cannot be written is told, not raised."""
     try:
         write()
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, UserError) as error:
         st.toast(f"The note could not be saved: {error}.", icon=":material/error:")
 
 

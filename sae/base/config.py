@@ -8,8 +8,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sae.base.errors import UserError, nearest
+from sae.base.foreign import LONGEST_REASON, require_size
 
 Model = TypeVar("Model", bound=BaseModel)
+LARGEST = 2**22
+"""Bytes of a configuration; one of a thousand coders has under one million."""
+MOST_VALUES = 200_000
 
 
 class Section(BaseModel):
@@ -32,28 +36,59 @@ def load_config(
 
 
 def read_yaml(file: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file: no tags of Python, no aliases that unfold without end."""
     file = Path(file)
     try:
-        values = yaml.safe_load(file.read_bytes())
+        require_size(file, LARGEST)
+        values = _parsed(file.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"The configuration {file} does not exist; give a YAML file, the folder of a run, or "
             "settings as key=value."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split())
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # PyYAML's constructors raise whatever a bad scalar makes of them
+        told = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"{file} is not valid YAML ({told}); mend it.") from None
     if not isinstance(values, dict | None):
         raise UserError(f"{file} holds a {type(values).__name__}; a configuration is a mapping.")
     return values or {}
 
 
+def _parsed(data: bytes | str) -> Any:
+    """As `yaml.safe_load`, but refused before it is unfolded if its aliases make too much of it."""
+    loader = yaml.SafeLoader(data)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _require_modest(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _require_modest(node: yaml.Node) -> None:
+    """Counts values as often as aliases repeat them; an alias of itself counts without end."""
+    rest, count = [node], 1
+    while rest:
+        found = rest.pop().value
+        if not isinstance(found, list):
+            continue
+        for item in found:  # nodes of a list, pairs of nodes of a mapping
+            rest += item if isinstance(item, tuple) else (item,)
+        count += len(found)
+        if count > MOST_VALUES:
+            raise ValueError(f"its aliases unfold to more than {MOST_VALUES:,} values")
+
+
 def parse_value(text: str) -> Any:
     """As YAML reads it, and also `1e6`, which YAML takes for a string."""
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        problem = str(getattr(error, "problem", None) or error)
+        value = _parsed(text) if text else None
+    except Exception as error:  # as in a file
+        problem = str(getattr(error, "problem", None) or error)[:LONGEST_REASON]
         raise UserError(
             f"`{text}` cannot be read as a value ({problem}); it must be YAML, such as 3, text, "
             "[a, b] or {name: x}."
@@ -105,9 +140,14 @@ def validate(kind: type[Model], values: dict[str, Any], within: str = "") -> Mod
             names = _fields_at(kind, problem["loc"][:-1])
             hint = nearest(name, names) or f" Valid keys: {', '.join(names)}."
             raise UserError(f"Unknown configuration key `{where}`.{hint}") from None
-        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+        given = "" if problem["type"] == "missing" else f" (given: {_short(problem['input'])})"
         reason = problem["msg"].removeprefix("Value error, ")
         raise UserError(f"Configuration key `{where}`: {reason}{given}.") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
 
 
 def describe(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any, str]]:

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from sae.base.errors import UserError
 
+LARGEST_JSON = 2**26
+
 
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
     """Calls `write(file)` on a partial file beside `path`, then renames it into place."""
@@ -59,12 +61,17 @@ def write_json(path: Path | str, value: object) -> Path:
 
 
 def read_json(path: Path | str) -> Any:
+    """What a JSON file holds. Raises `UserError` if there is none, it is too large, or no JSON."""
     path = Path(path)
     try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise UserError(f"{path} has {human_bytes(size)}, more than any JSON file of Loupe's.")
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; it was expected to be a JSON file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # nested too deep, or numbers too long
         raise UserError(f"{path} is not valid JSON ({error}); make it again.") from None
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_json, sha256_file, write_json
+from sae.base.foreign import reading
 from sae.base.sums import SUMS, require_intact, seal
 from sae.coders.contract import Coder
 from sae.coders.registry import ARCHITECTURES, make_coder
@@ -55,6 +55,11 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
         )
     require_intact(folder, [CONFIG, WEIGHTS])
     config = read_json(folder / CONFIG)
+    with reading(f"The coder in {folder}"):
+        return _coder_of(config, folder).requires_grad_(False).eval().to(torch.device(device))
+
+
+def _coder_of(config: dict[str, Any], folder: Path) -> Coder:
     saved_as = str(config.get("architecture"))
     architecture = LOADED_AS.get(saved_as, saved_as)
     if architecture not in ARCHITECTURES:
@@ -63,14 +68,35 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
         )
     kind = ARCHITECTURES[architecture]
     _refuse_what_changes_meaning(config, folder, kind)
+    d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
     options = {k: config[k] for k in kind.hyperparameters if k in config}
-    coder = make_coder(architecture, int(config["d_in"]), int(config["d_sae"]), **options)
-    try:
-        coder.load_saved(_norms_folded(load_file(folder / WEIGHTS), config))
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise UserError(f"The weights in {folder} cannot be read: {error}") from None
-    coder.metadata = dict(config.get("metadata", {}))
-    return coder.requires_grad_(False).eval().to(torch.device(device))
+    tensors = load_file(folder / WEIGHTS)
+    _require_sizes(tensors, d_in, d_sae, folder)
+    coder = make_coder(architecture, d_in, d_sae, **options)
+    _require_shapes(coder, tensors, folder)
+    coder.load_saved(_norms_folded(tensors, config))
+    coder.metadata = dict(config.get("metadata") or {})
+    return coder
+
+
+def _require_sizes(tensors: dict[str, Tensor], d_in: int, d_sae: int, folder: Path) -> None:
+    """Asked before memory for a coder of the size that is written in `cfg.json` is taken."""
+    W_enc = tensors.get("W_enc", tensors["W_dec"].T)  # matching pursuit has no encoder
+    if W_enc.shape != (d_in, d_sae):
+        raise UserError(
+            f"The weights in {folder} are of {tuple(W_enc.shape)}, its {CONFIG} says "
+            f"{(d_in, d_sae)}; these two files do not belong together."
+        )
+
+
+def _require_shapes(coder: Coder, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Torch copies (1, D) into (F, D) without a word."""
+    for name, own in coder.saved_tensors().items():
+        if name in tensors and tensors[name].shape != own.shape:
+            raise UserError(
+                f"`{name}` in {folder / WEIGHTS} has the shape {tuple(tensors[name].shape)}; "
+                f"{coder.architecture} of this size needs {tuple(own.shape)}."
+            )
 
 
 def coder_hash(coder: Coder | Path | str) -> str:

@@ -151,12 +151,24 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
             copy_notes(folder / layout.NOTES, partial / layout.NOTES)
         old = _old(folder)
         shutil.rmtree(old, ignore_errors=True)
+        _sync(partial)
         os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old)
     else:
+        _sync(partial)
         os.replace(partial, folder)
     return folder
+
+
+def _sync(partial: Path) -> None:
+    """Returns when all of the folder is on the disk: its new name must not come there first."""
+    for path in (*partial.iterdir(), partial):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def recover(folder: Path) -> None:

@@ -14,8 +14,11 @@ import pandas as pd
 
 from sae.base.errors import UserError
 from sae.base.files import read_json
+from sae.base.foreign import read_npy, read_npz
+from sae.base.sums import require_intact
 from sae.features import enrichment, layout
 from sae.features.indexed_text import IndexedText
+from sae.features.tables import read_table
 from sae.features.windows import Example, Window
 
 if TYPE_CHECKING:
@@ -54,17 +57,25 @@ class FeatureIndex(IndexedText):
     def __init__(self, folder: Path, meta: dict[str, Any]):
         super().__init__(folder)
         self.meta = meta
-        self.indptr = np.load(folder / layout.INDPTR)
-        self.rows = np.load(folder / layout.ROWS, mmap_mode="r")
-        self.acts = np.load(folder / layout.ACTS, mmap_mode="r")
-        self.table = pd.read_parquet(folder / layout.FEATURES)
+        self.indptr = read_npy(folder / layout.INDPTR)
+        self.rows = read_npy(folder / layout.ROWS, mapped=True)
+        self.acts = read_npy(folder / layout.ACTS, mapped=True)
+        self._require_firings()
+        self.table = read_table(folder / layout.FEATURES, self.width)
+        missing = set(layout.COLUMNS) - set(self.table.columns)
+        if len(self.table) != self.width or missing:
+            raise UserError(
+                f"{folder / layout.FEATURES} is not the table of {self.width} features; make the "
+                "index again."
+            )
 
     @classmethod
     def open(cls, folder: Path | str) -> "FeatureIndex":
         """Opens the index in `folder`.
 
         Raises:
-            UserError: there is none, or one of another schema.
+            UserError: there is none, or one of another schema, or a file is not what was written.
+                All files are read for that, once: what is mapped later is not looked at again.
         """
         folder = Path(folder)
         if not (folder / layout.META).is_file():
@@ -73,6 +84,8 @@ class FeatureIndex(IndexedText):
                 "`sae index`."
             )
         meta = read_json(folder / layout.META)
+        if not isinstance(meta, dict):
+            raise UserError(f"{folder / layout.META} holds no facts; make the index again.")
         if meta.get("schema") != layout.SCHEMA:
             raise UserError(
                 f"{folder} is a feature index of schema {meta.get('schema')}, this version of "
@@ -83,7 +96,23 @@ class FeatureIndex(IndexedText):
             raise UserError(
                 f"{folder} lacks {', '.join(missing)}; build it again with `sae index`."
             )
+        require_intact(folder, (layout.META, *layout.FILES))
+        if absent := [name for name in layout.FACTS if not isinstance(meta.get(name), str)]:
+            raise UserError(f"{folder / layout.META} does not say {absent[0]}; make it again.")
         return cls(folder, meta)
+
+    def _require_firings(self) -> None:
+        """The arrays fit each other, so that no slice of them leads out of them."""
+        indptr, rows, acts = self.indptr, self.rows, self.acts
+        wrong = ""
+        if (rows.dtype.kind, acts.dtype, rows.ndim) != ("u", np.float16, 1):
+            wrong = "rows.npy or acts.npy is of another kind"
+        elif acts.shape != rows.shape:
+            wrong = f"acts.npy has {acts.size} values, rows.npy {rows.size}"
+        elif indptr.ndim != 1 or indptr.dtype.kind not in "iu" or not _divides(indptr, len(rows)):
+            wrong = f"indptr.npy does not divide the {len(rows)} firings"
+        if wrong:
+            raise UserError(f"{self.folder}: {wrong}; build the index again.")
 
     @property
     def width(self) -> int:
@@ -155,11 +184,11 @@ class FeatureIndex(IndexedText):
 
     @cached_property
     def _row_indptr(self) -> np.ndarray:
-        return np.load(self.folder / layout.ROW_INDPTR, mmap_mode="r")
+        return read_npy(self.folder / layout.ROW_INDPTR, mapped=True)
 
     @cached_property
     def _row_features(self) -> np.ndarray:
-        return np.load(self.folder / layout.ROW_FEATURES, mmap_mode="r")
+        return read_npy(self.folder / layout.ROW_FEATURES, mapped=True)
 
     def span(self, feature: int, start: int, stop: int, focus: int = 0) -> Window:
         """Rows `start` to `stop` (they may cross packed rows: each begins with BOS) as a window."""
@@ -204,8 +233,8 @@ class FeatureIndex(IndexedText):
     @cached_property
     def _histograms(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         return (
-            _read_npz(self.folder / layout.ACTIVATION_HISTOGRAM),
-            _read_npz(self.folder / layout.LOGIT_HISTOGRAM),
+            read_npz(self.folder / layout.ACTIVATION_HISTOGRAM),
+            read_npz(self.folder / layout.LOGIT_HISTOGRAM),
         )
 
     def histogram(self, feature: int) -> Histogram:
@@ -220,7 +249,7 @@ class FeatureIndex(IndexedText):
 
     @cached_property
     def _neighbours(self) -> dict[str, np.ndarray]:
-        return _read_npz(self.folder / layout.NEIGHBOURS)
+        return read_npz(self.folder / layout.NEIGHBOURS)
 
     def neighbours(
         self, feature: int, kind: NeighbourKind = "decoder", n: int = 10
@@ -265,6 +294,6 @@ def _replaced(column: pd.Series, values: dict[int, Any]) -> pd.Series:
     return column
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
+def _divides(indptr: np.ndarray, total: int) -> bool:
+    ends = (indptr[:1].tolist(), indptr[-1:].tolist())
+    return ends == ([0], [total]) and not (indptr[1:] < indptr[:-1]).any()

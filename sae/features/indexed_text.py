@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from sae.base.errors import UserError
+from sae.base.foreign import read_npy
 from sae.features import layout
+from sae.features.tables import read_table
 from sae.features.vocabulary import Vocabulary
 from sae.features.windows import Document
 
@@ -18,7 +20,9 @@ class IndexedText:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.tokens_ST = np.load(folder / layout.TOKENS, mmap_mode="r")
+        self.tokens_ST = read_npy(folder / layout.TOKENS, mapped=True)
+        if self.tokens_ST.ndim != 2 or self.tokens_ST.dtype.kind != "u":
+            raise UserError(f"{folder / layout.TOKENS} holds no token ids; make the index again.")
 
     @property
     def context(self) -> int:
@@ -67,11 +71,12 @@ class IndexedText:
 
     @cached_property
     def _documents(self) -> dict[str, list[str]]:
-        table = pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["id", "title", "split"])
+        table = self._document_table(["id", "title", "split"])
         return {str(name): column.astype(str).to_list() for name, column in table.items()}
 
     @cached_property
     def _document_starts(self) -> np.ndarray:
-        return pd.read_parquet(self.folder / layout.DOCUMENTS, columns=["start"])[
-            "start"
-        ].to_numpy()
+        return self._document_table(["start"])["start"].to_numpy()
+
+    def _document_table(self, columns: list[str]) -> pd.DataFrame:
+        return read_table(self.folder / layout.DOCUMENTS, self.tokens_ST.size, columns)

@@ -17,6 +17,15 @@ FILES = (
     *(NEIGHBOURS, ACTIVATION_HISTOGRAM, LOGIT_HISTOGRAM),
 )
 
+COLUMNS = (
+    *("label", "label_kind", "label_score", "density", "count", "mean", "max", "std"),
+    *("top_token_ids", "top_token_counts", "promoted_ids", "promoted_logits"),
+    *("suppressed_ids", "suppressed_logits", "decoder_norm", "enc_dec_cosine"),
+)
+"""What every table of features has."""
+FACTS = ("coder", "coder_hash", "site", "architecture", "model", "model_hash")
+"""What `index.json` says in words."""
+
 TOP_TOKENS = 10
 """How many top, promoted and suppressed tokens and neighbours are kept per feature."""
 BINS = 30

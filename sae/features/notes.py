@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae.base.errors import UserError
+from sae.base.foreign import reading
 
 Field = Literal["label", "star", "tags"]
+FORMS: dict[Field, tuple[type, ...]] = {
+    "label": (str, type(None)),
+    "star": (bool,),
+    "tags": (list,),
+}
+ADVICE = "move it aside to go on without its notes"
 _TABLE = """
 CREATE TABLE IF NOT EXISTS changes (
     id INTEGER PRIMARY KEY AUTOINCREMENT, coder TEXT NOT NULL, feature INTEGER NOT NULL,
@@ -89,10 +96,12 @@ class Notes:
             f"SELECT feature, field, value, time, undone FROM changes WHERE coder = ?{where} "
             "ORDER BY id"
         )
-        return [
-            Change(found, field, json.loads(value), time, bool(undone))
-            for found, field, value, time, undone in self._read(query, [self.coder_hash, *values])
-        ]
+        rows = self._read(query, [self.coder_hash, *values])
+        with reading(self.path, ADVICE):
+            return [
+                Change(found, field, json.loads(value), time, bool(undone))
+                for found, field, value, time, undone in rows
+            ]
 
     def undo(self, feature: int | None = None) -> Change | None:
         """Takes back the last change (of one feature, or of all); None if there is none left."""
@@ -172,22 +181,53 @@ class Notes:
             "SELECT feature, value FROM changes WHERE id IN (SELECT MAX(id) FROM changes WHERE "
             f"coder = ? AND field = ? AND undone = 0{where} GROUP BY feature)"
         )
-        found = self._read(query, [self.coder_hash, field, *values])
-        return {feature: json.loads(value) for feature, value in found}
+        rows = self._read(query, [self.coder_hash, field, *values])
+        with reading(self.path, ADVICE):
+            found = {int(feature): json.loads(value) for feature, value in rows}
+            if not all(isinstance(value, FORMS[field]) for value in found.values()):
+                raise ValueError(f"it holds a {field} of another form")
+        if self.width is None:
+            return found
+        return {feature: value for feature, value in found.items() if 0 <= feature < self.width}
 
     def _read(self, query: str, values: list[Any]) -> list[tuple]:
         if not self.path.exists():
             return []
-        with self._connection() as connection:
+        with reading(self.path, ADVICE), self._connection() as connection:
             return connection.execute(query, values).fetchall()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection in a transaction: committed at the end, rolled back on an error."""
         with closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript(_TABLE)
-            yield connection
+            try:
+                connection.execute("PRAGMA trusted_schema=OFF")  # a stranger's triggers do nothing
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(_TABLE)
+                yield connection
+            except sqlite3.OperationalError:  # locked, read-only, full: said where it happens
+                raise
+            except sqlite3.DatabaseError as error:
+                raise UserError(f"{self.path} is damaged ({error}); {ADVICE}.") from error
+
+
+def notes_problems(path: Path) -> list[str]:
+    """What SQLite finds wrong with a notes file, and notes that cannot be read; [] if nothing.
+
+    The notes change as people write, so no sum is kept of them: a flipped bit within a text that
+    is still a text stays unseen.
+    """
+    if not path.exists():
+        return []
+    try:
+        with reading(path, ADVICE), closing(sqlite3.connect(path, timeout=10)) as connection:
+            told = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
+            values = [row[0] for row in connection.execute("SELECT value FROM changes")]
+            for value in values if told == ["ok"] else ():
+                json.loads(value)
+    except UserError as error:
+        return [str(error)]
+    return [] if told == ["ok"] else [f"{path} is damaged ({told[0]}); {ADVICE}."]
 
 
 def copy_notes(source: Path, target: Path) -> None:

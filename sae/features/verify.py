@@ -3,20 +3,21 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sae.base.errors import UserError
 from sae.base.sums import problems_of
 from sae.features import layout
 from sae.features.index import FeatureIndex
+from sae.features.notes import notes_problems
 from sae.features.statistics import feature_blocks
+from sae.features.tables import read_table
 
 
 def verify_index(folder: Path | str) -> list[str]:
     """Problems of the index in `folder`, one sentence each; empty if it is sound.
 
     Checks that every file is what was written (`SHA256SUMS`), that the index opens, and that the
-    arrays agree with each other. The user's notes may change.
+    arrays agree with each other. The user's notes may change; they must be readable.
     """
     folder = Path(folder)
     if (folder / layout.META).is_file() and (
@@ -29,16 +30,16 @@ def verify_index(folder: Path | str) -> list[str]:
         return [str(error)]
     except Exception as error:  # a broken parquet file raises errors of its own
         return [f"{folder} cannot be read: {error}"]
-    return [*_arrays(index), *_table(index)]
+    try:
+        found = [*_arrays(index), *_table(index)]
+    except UserError as error:
+        found = [str(error)]
+    return [*found, *notes_problems(folder / layout.NOTES)]
 
 
 def _arrays(index: FeatureIndex) -> list[str]:
     problems: list[str] = []
-    indptr, total = index.indptr, len(index.rows)
-    if indptr[0] != 0 or indptr[-1] != total or (np.diff(indptr) < 0).any():
-        return [f"indptr.npy does not divide the {total} firings; build the index again."]
-    if len(index.acts) != total:
-        return [f"acts.npy has {len(index.acts)} values, rows.npy {total}; build the index again."]
+    indptr = index.indptr
     for start, stop in feature_blocks(indptr):
         low, high = indptr[start], indptr[stop]
         rows, acts = index.rows[low:high].astype(np.int64), index.acts[low:high]
@@ -77,7 +78,7 @@ def _table(index: FeatureIndex) -> list[str]:
     ]
     if index.tokens_ST.size and index.tokens_ST.max() >= len(index.vocabulary):
         problems.append("tokens.npy holds tokens that vocabulary.parquet does not know.")
-    starts = pd.read_parquet(index.folder / layout.DOCUMENTS)["start"].to_numpy()
+    starts = read_table(index.folder / layout.DOCUMENTS, index.tokens_ST.size)["start"].to_numpy()
     if (np.diff(starts) <= 0).any():
         problems.append("The starts of documents.parquet do not ascend.")
     return problems

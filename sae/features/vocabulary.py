@@ -8,6 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae.base.errors import UserError
+from sae.features.tables import read_table
+
+LARGEST = 2**22
+"""Tokens; the largest vocabularies in use have a quarter of a million."""
 _UTF8_LENGTHS = ((0xC2, 0xDF, 2), (0xE0, 0xEF, 3), (0xF0, 0xF4, 4))
 
 
@@ -24,7 +29,10 @@ class Vocabulary(Sequence[bytes]):
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
         """Reads `vocabulary.parquet` (columns id, bytes)."""
-        return cls(pq.read_table(path, columns=["bytes"]).column("bytes").to_pylist())
+        tokens = read_table(path, LARGEST, ["bytes"])["bytes"].to_list()
+        if not all(isinstance(token, bytes) for token in tokens):
+            raise UserError(f"{path} holds no tokens as bytes; make the index again.")
+        return cls(tokens)
 
     def write(self, path: Path) -> None:
         ids = pa.array(np.arange(len(self.tokens), dtype=np.int32))

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from sae.base.errors import UserError, nearest
 from sae.base.files import read_json
+from sae.base.foreign import reading
 from sae.coders import Coder
 from sae.io.imported import imported_coder, named_tensors
 
@@ -33,7 +33,12 @@ def load_dictionary_learning(folder: Path | str, site: str) -> Coder:
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is no dictionary: it needs {WEIGHTS} and {CONFIG}.")
-    trainer = dict(read_json(folder / CONFIG).get("trainer", {}))
+    config = read_json(folder / CONFIG)
+    with reading(f"The dictionary in {folder}"):
+        return _imported(dict(config.get("trainer", {})), folder, site)
+
+
+def _imported(trainer: dict[str, Any], folder: Path, site: str) -> Coder:
     kind = str(trainer.get("dict_class"))
     if kind not in KINDS:
         raise UserError(
@@ -64,11 +69,9 @@ def _threshold(state: dict[str, Tensor], path: Path, width: int) -> Tensor:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    try:
+    """A state dict, without running what a pickle can hold (`weights_only`)."""
+    with reading(f"The weights in {path}"):
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The weights in {path} cannot be read: {reason}") from None
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

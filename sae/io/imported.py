@@ -18,6 +18,9 @@ def imported_coder(
     """
     d_in, d_sae = tensors["W_enc"].shape
     coder = make_coder(architecture, d_in, d_sae, **options)
+    for name, own in coder.saved_tensors().items():  # torch would spread (1, D) over (F, D)
+        if name in tensors and tensors[name].shape != own.shape:
+            raise ValueError(f"`{name}` has {tuple(tensors[name].shape)}, not {tuple(own.shape)}")
     coder.load_saved({name: tensor.float() for name, tensor in tensors.items()})
     coder.metadata = {"hook_name": site, "loupe": {"imported": source}}
     return coder.requires_grad_(False).eval()

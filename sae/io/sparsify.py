@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sae.base.errors import UserError
 from sae.base.files import read_json
+from sae.base.foreign import reading
 from sae.coders import Coder
 from sae.io.imported import imported_coder, named_tensors
 
@@ -29,14 +29,12 @@ def load_sparsify(folder: Path | str, site: str) -> Coder:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is no sparsify coder: it needs {CONFIG} and {WEIGHTS}.")
     config = read_json(folder / CONFIG)
-    _refuse_others(config, folder)
-    try:
+    with reading(f"The coder in {folder}"):
+        _refuse_others(config, folder)
         tensors = named_tensors(load_file(folder / WEIGHTS), NAMES, folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The weights in {folder} cannot be read: {error}") from None
-    tensors["W_enc"] = tensors["W_enc"].T
-    source = {"tool": "sparsify", "config": config}
-    return imported_coder("topk", tensors, site, source, k=int(config["k"]))
+        tensors["W_enc"] = tensors["W_enc"].T
+        source = {"tool": "sparsify", "config": config}
+        return imported_coder("topk", tensors, site, source, k=int(config["k"]))
 
 
 def _refuse_others(config: dict, folder: Path) -> None:

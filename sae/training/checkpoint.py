@@ -11,13 +11,13 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, BinaryIO, cast
 
 import torch
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_sealed_json, sha256_file, write_sealed_json
+from sae.base.foreign import reading
 from sae.training.trainer import CoderTrainer
 
 KEPT = 2
@@ -52,7 +52,7 @@ def load_checkpoint(
     others: list[int] = []
     for commit in checkpoints(folder):
         try:
-            content = read_sealed_json(commit)
+            content = _committed(commit)
             if content["fingerprint"] != fingerprint:
                 others.append(_step(commit))
                 continue
@@ -63,7 +63,7 @@ def load_checkpoint(
         for problem in damaged:
             say(f"{problem} Going back to the checkpoint before it, of step {content['step']}.")
         for trainer in trainers:
-            trainer.load_state_dict(_load(states[trainer.name]))
+            _load_into(trainer, states[trainer.name])
         return int(content["step"])
     if damaged:
         raise UserError(
@@ -87,7 +87,7 @@ def verify_checkpoints(folder: Path) -> list[str]:
     named: set[Path] = set()
     for commit in checkpoints(folder):
         try:
-            content = read_sealed_json(commit)
+            content = _committed(commit)
             named |= {_state_file(folder, n, content["step"]) for n in content["sha256_of"]}
             _verified(folder, content)
         except UserError as error:
@@ -140,6 +140,16 @@ class _Hashed:
         self._file.flush()
 
 
+def _committed(commit: Path) -> dict[str, Any]:
+    """What the file says that makes a checkpoint valid; its names are those of folders here."""
+    content = read_sealed_json(commit)
+    names = content.get("sha256_of")
+    fits = isinstance(names, dict) and all(Path(n).name == n for n in names)
+    if not fits or content.get("step") != _step(commit) or "fingerprint" not in content:
+        raise UserError(f"{commit} is damaged: it does not say which checkpoint is valid.")
+    return content
+
+
 def _verified(folder: Path, content: dict[str, Any]) -> dict[str, Path]:
     """{coder: file of its state}, each file being what was written."""
     step = int(content["step"])
@@ -152,19 +162,15 @@ def _verified(folder: Path, content: dict[str, Any]) -> dict[str, Path]:
     return found
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise UserError(
-            f"The checkpoint {path} cannot be read by this version of torch ({error}); remove "
-            f"{path.parents[2]}/checkpoint-* to train from the start."
-        ) from None
+def _load_into(trainer: CoderTrainer, path: Path) -> None:
+    advice = f"remove {path.parents[2]}/checkpoint-* to train from the start"
+    with reading(f"The checkpoint {path}, by this version of torch,", advice):
+        trainer.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
 
 def _is_of(commit: Path, fingerprint: str) -> bool:
     try:
-        return read_sealed_json(commit)["fingerprint"] == fingerprint
+        return _committed(commit)["fingerprint"] == fingerprint
     except UserError:
         return False
 

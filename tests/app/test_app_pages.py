@@ -323,5 +323,6 @@ def test_another_coder_under_the_same_name_is_refused(
     shutil.copytree(live_run, folder)
     meta = folder / "features" / "live" / "index.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"coder_hash": "0" * 64}))
+    (meta.parent / "SHA256SUMS").unlink()  # which would tell of the change first
     monkeypatch.setenv(ENVIRONMENT, str(folder))
     assert "is not the one" in said(open_page("prompt", coder="live", text="a"))

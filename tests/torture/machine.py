@@ -24,7 +24,12 @@ PRELOADED = [
     "pipelines.export",
     "torch.utils.tensorboard",
 ]
-FULL = os.environ.get("TORTURE") == "full"
+
+
+def number(of: str, default: int, *, full: int) -> int:
+    """How many: `TORTURE_<of>` where it is given, else by whether `TORTURE=full`."""
+    is_full = os.environ.get("TORTURE") == "full"
+    return int(os.environ.get(f"TORTURE_{of}", full if is_full else default))
 
 
 def context() -> ForkServerContext:

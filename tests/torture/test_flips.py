@@ -25,9 +25,9 @@ from sae.training.checkpoint import load_checkpoint
 from tests.conftest import tiny_settings
 from tests.damage import Damage, kinds_of_files
 from tests.pipelines.command import sae
-from tests.torture.machine import FULL
+from tests.torture.machine import number
 
-DAMAGES = 10_000 if FULL else 1_000
+DAMAGES = number("DAMAGES", 1_000, full=10_000)
 SITE = "blocks.0.hook_resid_post"
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from pipelines.verify import verify
-from tests.torture.machine import FULL, context, make_config, results_of, stage_of, start
+from tests.torture.machine import context, make_config, number, results_of, stage_of, start
 from tests.torture.test_kills import settings
 
-POINTS = 100 if FULL else 20
+POINTS = number("POINTS", 20, full=100)
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]
 

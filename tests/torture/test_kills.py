@@ -1,9 +1,8 @@
 """`kill -9` at random moments of a whole run; each resumed run must end as the undisturbed one.
 
-Default 40 kills; `TORTURE=full` 100, or `TORTURE_KILLS=N`.
+Default 100 kills; `TORTURE=full` 1,000, or `TORTURE_KILLS=N`.
 """
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,9 +12,9 @@ import pytest
 
 from pipelines.verify import verify
 from tests.conftest import tiny_settings
-from tests.torture.machine import FULL, context, make_config, results_of, stage_of, start
+from tests.torture.machine import context, make_config, number, results_of, stage_of, start
 
-KILLS = int(os.environ.get("TORTURE_KILLS", "100" if FULL else "40"))
+KILLS = number("KILLS", 100, full=1_000)
 CODERS = (
     "train.coders=[{name: topk, k: 4, expansion: 4}, "
     "{name: relu, architecture: relu, l1: 1.0, expansion: 4}]"

@@ -10,8 +10,9 @@ from sae.coders import make_coder
 from sae.store import SiteStats
 from sae.training import CoderTrainer, Settings
 from sae.training.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoints
+from tests.torture.machine import number
 
-CHECKPOINTS = 10_000
+CHECKPOINTS = number("CHECKPOINTS", 10_000, full=100_000)
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]
 
