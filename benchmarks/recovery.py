@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a peer's run")
     parser.add_argument("--sklearn-seconds", type=float, default=60.0)
     parser.add_argument("--budget", type=float, default=1500.0, help="seconds; no run starts after")
-    parser.add_argument("--out", type=Path, default=HERE / "results-recovery.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results_recovery.json")
     given = parser.parse_args()
     print(table(measure(given, Size(int(given.samples), given.batch))))
 
