@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae.base.errors import UserError, nearest
+from sae.base.foreign import reading
 
 Split = Literal["train", "heldout"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -105,21 +106,18 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with reading(path, "mend or drop it"):
         file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is not a parquet file ({error}); mend or drop it.") from None
-    names = file.schema_arrow.names
-    wanted = [name for name in (column, "title", "id") if name in names]
-    _check_column(column, names, str(path))
-    number = 0
-    for batch in file.iter_batches(batch_size=64, columns=wanted):
-        for record in batch.to_pylist():
-            yield _from_record(record, column, f"{path}#{number}")
-            number += 1
+        names = file.schema_arrow.names
+        wanted = [name for name in (column, "title", "id") if name in names]
+        _check_column(column, names, str(path))
+        number = 0
+        for batch in file.iter_batches(batch_size=64, columns=wanted):
+            for record in batch.to_pylist():
+                yield _from_record(record, column, f"{path}#{number}")
+                number += 1
 
 
 def _hugging_face(spec: str) -> Corpus:

@@ -168,3 +168,13 @@ def test_the_embedded_corpus_is_plentiful_and_in_a_fixed_order() -> None:
     first = [d.id for d in islice(corpus.documents(), 40)]
     assert first == [d.id for d in islice(corpus.documents(), 40)]
     assert {i.rsplit(":")[-1] for i in first} == {"prose", "code"}
+
+
+def test_a_parquet_file_with_damaged_pages_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["some words " * 50] * 100}), path, compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[20:60] = bytes(40)  # the footer, which is read first, stays whole
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read .*; mend or drop it"):
+        list(open_corpus(str(path)).documents())
