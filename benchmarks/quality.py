@@ -6,8 +6,8 @@
 One activation store of the embedded corpus; every system trains a TopK coder of the same width
 and k on the same rows in the same order, in its own environment, with AuxK on and the same dead
 window. Each peer's learning rate is its own default times the best of `--multiples` (seed 0, full
-budget); Loupe keeps its default. All coders are converted to Loupe's format and scored by
-`sae.metrics` on held-out documents.
+budget, lowest FVU with at most 1 % of the latents dead); Loupe keeps its default. All coders are
+converted to Loupe's format and scored by `sae.metrics` on held-out documents.
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
    the bootstrap intervals of all of them.
@@ -49,6 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
 SAE_LENS_RATE = 3e-4
+MOST_DEAD = 0.01  # of a coder whose learning rate may be chosen
 FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1)
 
 
@@ -60,7 +61,8 @@ def main() -> None:
     bench.run("loupe", 0, 8 * bench.sizes.batch)  # compiles the kernels, once per installation
     found = {"schema": 1, "machine": machine(), **occasion(), "shape": given.shape}
     found |= {"sizes": vars(bench.sizes), "site": bench.site}
-    found["rates"] = rates = chosen_rates(bench, given.multiples, console)
+    found["rates_tried"] = tried = try_rates(bench, given.multiples, console)
+    found["rates"] = rates = {system: best_rate(runs) for system, runs in tried.items()}
     runs: dict[str, list[dict[str, Any]]] = {s: [] for s in SYSTEMS}
     for seed in given.seeds:
         for system in SYSTEMS:
@@ -122,18 +124,27 @@ def open_bench(given: argparse.Namespace) -> Bench:
     return Bench(given.folder, model, given.site, sizes, pythons)
 
 
-def chosen_rates(bench: Bench, multiples: list[float], console: Console) -> dict[str, float]:
-    """For each peer, the rate whose coder has the lowest held-out FVU with seed 0."""
+def try_rates(
+    bench: Bench, multiples: list[float], console: Console
+) -> dict[str, list[dict[str, Any]]]:
+    """For each peer, FVU and living share at each of its learning rates, with seed 0."""
     rule = (bench.sizes.width / 2**14) ** -0.5
     defaults = {system: rate * rule for system, rate in RATES.items()}
     defaults["sae_lens"] = SAE_LENS_RATE
-    best = {}
+    tried: dict[str, list[dict[str, Any]]] = {system: [] for system in defaults}
     for system, default in defaults.items():
-        tried = {default * m: bench.run(system, 0, rate=default * m) for m in multiples}
-        best[system] = min(tried, key=lambda rate, t=tried: t[rate]["metrics"]["fvu"]["value"])
-        for rate, run in tried.items():
+        for rate in (default * multiple for multiple in multiples):
+            run = bench.run(system, 0, rate=rate)
+            scores = {name: run["metrics"][name]["value"] for name in ("fvu", "alive")}
+            tried[system].append({"rate": rate, **scores})
             console.log(f"rate {rate:.2g}", one_line(run))
-    return best
+    return tried
+
+
+def best_rate(tried: list[dict[str, Any]]) -> float:
+    """Of the lowest FVU among coders whose latents live, or among all if none's do."""
+    living = [run for run in tried if run["alive"] >= 1 - MOST_DEAD]
+    return min(living or tried, key=lambda run: run["fvu"])["rate"]
 
 
 def summary(system: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
