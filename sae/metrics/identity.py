@@ -6,6 +6,7 @@ counterpart that must not do better than the coder as it is.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -101,9 +102,13 @@ def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str
 
 
 def _lies_at(b_D: Tensor, mean_D: Tensor, scale: float) -> bool:
-    """Whether a bias is near the mean of x as it is, and nearer to it than to the scaled mean."""
-    away = (b_D - mean_D).norm()
-    return bool(away < mean_D.norm() / 2) and bool(away < (b_D - scale * mean_D).norm())
+    """Whether a bias's part along the mean of x is nearer to that mean than to the scaled one.
+
+    Nearer by ratio, since the two differ by a factor; across the mean, a short training leaves
+    noise that says nothing about units. A bias of zero is near to neither.
+    """
+    share = float(b_D @ mean_D) / max(float(mean_D @ mean_D), 1e-30)
+    return share > 0 and abs(math.log(share)) < abs(math.log(scale)) / 2
 
 
 def decoder_identity(coder: Coder, own: Batch) -> SelfTest:
