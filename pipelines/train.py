@@ -13,7 +13,13 @@ from sae.base.files import sha256_json
 from sae.base.interrupts import noted_signals
 from sae.base.memory import require_memory
 from sae.coders import make_coder, save_coder
-from sae.coders.registry import TRAINABLE, TWO_SITES, check_options, hyperparameters_of
+from sae.coders.registry import (
+    ARCHITECTURES,
+    TRAINABLE,
+    TWO_SITES,
+    check_options,
+    hyperparameters_of,
+)
 from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
@@ -126,8 +132,8 @@ def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
 
 
 def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
-    """On a CPU: weights, gradients, Adam's two moments of every coder, and its average; the scores
-    of the one that is at work; windows of every site, read ahead.
+    """On a CPU: weights, gradients, Adam's two moments of every coder, and its average; what the
+    one that is at work holds of scores; windows of every site, read ahead.
     """
     if (config.model.device or default_device()) != "cpu":
         return
@@ -140,9 +146,10 @@ def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: Activ
         d_out = store.width[coder.target_site or site]
         width = coder.width or coder.expansion * store.width[site]
         kept += _bytes_kept(config.train, width, (store.width[site], d_out), coder.k)
-        at_work = max(at_work, 4 * min(config.train.batch * width, CHUNK_VALUES))
+        scores, dense = config.train.batch * width, ARCHITECTURES[coder.architecture].dense_tensors
+        at_work = max(at_work, 4 * (dense * scores or min(scores, CHUNK_VALUES)))
     read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
-    advice = "train fewer or narrower coders, or take a smaller `train.window`"
+    advice = "train fewer or narrower coders, or take a smaller `train.batch` or `train.window`"
     what = f"Training {listed([coder.name for coder in wanted])} together"
     require_memory(kept + at_work + read_ahead, what, advice)
 

@@ -68,6 +68,7 @@ class Coder(nn.Module, ABC):
     centres_input: ClassVar[bool] = True  # b_dec is subtracted from what is encoded
     unit_decoder: ClassVar[bool] = True  # decoder rows are held at unit norm while training
     resamples: ClassVar[bool] = False  # dead latents may be resampled (training/resampling.py)
+    dense_tensors: ClassVar[int] = 0  # (B, F) ones that a step holds at once (coders/entries.py)
     progress: float = 1.0  # share of the training that is done, set by the trainer
 
     def __init__(self, d_in: int, d_sae: int) -> None:

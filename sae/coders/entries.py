@@ -2,7 +2,8 @@
 
 A fresh coder of this kind fires half of its latents, a trained one fewer than one in a hundred:
 dense products are the faster ones at first, sparse ones later. An architecture writes its
-formula once, elementwise over `pre`, and it holds for both forms.
+formula once, elementwise over `pre`, and it holds for both forms. The dense form keeps several
+(B, F) tensors for its backward pass; the sparse one never holds one.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.coders.contract import Coder
-from sae.kernels import Codes, Kernels, Support
+from sae.kernels import Codes, Kernels, Support, select_above
 
 DENSE_ABOVE = 1 / 3  # share of entries above which dense is the faster: benchmarks/crossover.py
 
@@ -74,15 +75,11 @@ def entries_above(coder: Coder, x_BD: Tensor, floor_F: Tensor | float, kernels: 
     """The pre-activations of x (B, D) that exceed `floor_F`, (F,) or one number for all."""
     centre_D = coder.input_centre()
     centred_BD = (x_BD - centre_D).detach()
-    # b_dec's gradient is −Σ_b ∂/∂pre_b · W_enc: through the bias it needs no (B, D) product.
-    shift_D = centre_D - centre_D.detach()
-    bias_F = coder.b_enc_F - coder.W_enc_FD.detach() @ shift_D
-    pre_BF = F.linear(centred_BD, coder.W_enc_FD, bias_F)
-    mask_BF = pre_BF.detach() > floor_F
-    if int(mask_BF.count_nonzero()) > DENSE_ABOVE * mask_BF.numel():
-        return DenseEntries(pre_BF)
-    support = Support.of_mask(mask_BF)
-    pre_N = kernels.encode_at(
-        x_BD, centre_D, coder.W_enc_FD, coder.b_enc_F, support, pre_BF.detach()[mask_BF]
-    )
+    support = select_above(centred_BD, coder.W_enc_FD, coder.b_enc_F, floor_F, DENSE_ABOVE)
+    if support is None:
+        # b_dec's gradient is −Σ_b ∂/∂pre_b · W_enc: through the bias it needs no (B, D) product.
+        shift_D = centre_D - centre_D.detach()
+        bias_F = coder.b_enc_F - coder.W_enc_FD.detach() @ shift_D
+        return DenseEntries(F.linear(centred_BD, coder.W_enc_FD, bias_F))
+    pre_N = kernels.encode_at(x_BD, centre_D, coder.W_enc_FD, coder.b_enc_F, support, support.pre_N)
     return SparseEntries(pre_N, support, kernels)

@@ -28,6 +28,7 @@ class Gated(Coder):
 
     architecture = "gated"
     hyperparameters = ("l1",)
+    dense_tensors = 11
 
     def __init__(self, d_in: int, d_sae: int, l1: float = 5.0, l1_warmup: float = 0.05) -> None:
         check_weight("l1", l1)

@@ -40,6 +40,7 @@ class JumpReLU(Coder):
 
     architecture = "jumprelu"
     uses_auxk = True
+    dense_tensors = 8
 
     def __init__(
         self,

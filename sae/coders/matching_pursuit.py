@@ -98,9 +98,8 @@ def _merged(values_BT: Tensor, indices_BT: Tensor, width: int) -> Codes:
     first_BT = torch.empty_like(order_BT).scatter_(1, order_BT, order_BT.gather(1, begin_BT))
     acts_BT = torch.zeros_like(values_BT).scatter_add(1, first_BT, values_BT)
     kept_BT = (first_BT == slots_BT) & (acts_BT.detach() > 0)
-    offsets_B1 = torch.zeros(len(values_BT) + 1, dtype=torch.int64, device=values_BT.device)
-    torch.cumsum(kept_BT.sum(1), 0, out=offsets_B1[1:])
-    return Codes(acts_BT[kept_BT], Support(indices_BT[kept_BT], offsets_B1, width))
+    support = Support.of_counts(indices_BT[kept_BT], kept_BT.sum(1), width)
+    return Codes(acts_BT[kept_BT], support)
 
 
 class _Pursuit(torch.autograd.Function):

@@ -5,6 +5,7 @@ Sparse Autoencoders". Codes, threshold and saved form are those of BatchTopK.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,7 +67,6 @@ class Matryoshka(BatchTopK):
             latents_N = support.indices_N - start
             chosen_N = ((latents_N >= 0) & (latents_N < len(W_dec_GD))).nonzero()[:, 0]
             counts = torch.bincount(support.row_of_N[chosen_N], minlength=support.rows)
-            offsets = torch.zeros(support.rows + 1, dtype=torch.int64, device=counts.device)
-            torch.cumsum(counts, 0, out=offsets[1:])
-            within = Support(latents_N[chosen_N], offsets, len(W_dec_GD), dense_gradient=True)
+            within = Support.of_counts(latents_N[chosen_N], counts, len(W_dec_GD))
+            within = replace(within, dense_gradient=True)
             yield start, W_dec_GD, chosen_N, within

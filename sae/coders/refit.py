@@ -97,11 +97,8 @@ def orthogonal_matching_pursuit(
     acts_BK = acts_BK / norms_F[indices_BK].clamp_min(torch.finfo(W_FD.dtype).tiny)
     if bool(used_BK.all()):
         return Codes.fixed(acts_BK.to(x_BD.dtype), indices_BK, len(W_FD))
-    offsets_B1 = torch.zeros(len(x_BD) + 1, dtype=torch.int64, device=x_BD.device)
-    torch.cumsum(used_BK.sum(1), 0, out=offsets_B1[1:])
-    return Codes(
-        acts_BK[used_BK].to(x_BD.dtype), Support(indices_BK[used_BK], offsets_B1, len(W_FD))
-    )
+    used = Support.of_counts(indices_BK[used_BK], used_BK.sum(1), len(W_FD))
+    return Codes(acts_BK[used_BK].to(x_BD.dtype), used)
 
 
 class _Pursuit:

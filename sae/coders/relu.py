@@ -19,6 +19,7 @@ class ReLU(Coder):
 
     architecture = "relu"
     hyperparameters = ("l1",)
+    dense_tensors = 7
     resamples = True
 
     def __init__(self, d_in: int, d_sae: int, l1: float = 5.0, l1_warmup: float = 0.0) -> None:

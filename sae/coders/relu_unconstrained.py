@@ -22,6 +22,7 @@ class ReLUUnconstrained(Coder):
 
     architecture = "relu_unconstrained"
     hyperparameters = ("l1",)
+    dense_tensors = 7
     unit_decoder = False
 
     def __init__(self, d_in: int, d_sae: int, l1: float = 5.0, l1_warmup: float = 0.05) -> None:

@@ -75,6 +75,7 @@ class ReLUTranscoder(TwoSites, Coder):
 
     architecture = "relu_transcoder"
     hyperparameters = ("d_out", "l1")
+    dense_tensors = 7
 
     def __init__(self, d_in: int, d_sae: int, d_out: int | None = None, l1: float = 5.0) -> None:
         check_weight("l1", l1)

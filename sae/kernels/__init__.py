@@ -2,7 +2,7 @@
 
 from sae.kernels.codes import Codes, Support
 from sae.kernels.dispatch import Backend, Kernels, get_kernels
-from sae.kernels.select import select_batchtopk, select_positive, select_topk
+from sae.kernels.select import select_above, select_batchtopk, select_positive, select_topk
 
 __all__ = [
     "Backend",
@@ -10,6 +10,7 @@ __all__ = [
     "Kernels",
     "Support",
     "get_kernels",
+    "select_above",
     "select_batchtopk",
     "select_positive",
     "select_topk",

@@ -61,13 +61,15 @@ def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: Adam
             w, m_own, v_own = _caught_up(w, m_own, v_own, gradient.slept_U, step)
         grad = gradient.values
         if step.unit:
+            if gradient.slept_U is not None:
+                w = _unit(w)
             grad = grad - (grad * w).sum(dim=1, keepdim=True) * w
         grad = grad * step.scale
         m_own = m_own.lerp(grad, 1 - BETA1)
         v_own = (v_own * BETA2).addcmul(grad, grad, value=1 - BETA2)
         w = w.addcdiv(m_own, v_own.sqrt() * step.root_correction + step.eps, value=-step.step_size)
         if step.unit:
-            w = w / w.norm(dim=1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+            w = _unit(w)
         W[rows] = w
         m[rows] = _stored(m_own, m.dtype, 2 * step.seed)
         v[rows] = _stored(v_own, v.dtype, 2 * step.seed + 1)
@@ -87,6 +89,10 @@ def _caught_up(
     moves = PULL * (1 - PULL**slept) / (1 - PULL)
     towards = m / (v.sqrt() * step.root_correction + step.eps)
     return w - step.step_size * moves * towards, m * BETA1**slept, v * BETA2**slept
+
+
+def _unit(w: Tensor) -> Tensor:
+    return w / w.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
 
 
 def _stored(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:

@@ -22,8 +22,19 @@ def tangent_square(grad_UD, W_FD, rows_U, start, stop):
     return total
 
 
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _normalise(w):
+    square = w.dtype.type(0)
+    for d in range(len(w)):
+        square += w[d] * w[d]
+    if square > 0:
+        inverse = w.dtype.type(1) / np.sqrt(square)
+        for d in range(len(w)):
+            w[d] *= inverse
+
+
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # no test for division by 0
-def _catch_up(w, m, v, slept, step_size, root_correction, eps):
+def _catch_up(w, m, v, slept, step_size, root_correction, eps, unit):
     """What `slept` steps without a gradient would have done to one row (see `adam`)."""
     real = w.dtype.type
     moves = PULL * (1 - PULL**slept) / (1 - PULL)
@@ -33,6 +44,8 @@ def _catch_up(w, m, v, slept, step_size, root_correction, eps):
         w[d] -= size * m[d] / (np.sqrt(v[d]) * root + eps_r)
         m[d] *= fade_m
         v[d] *= fade_v
+    if unit:
+        _normalise(w)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
@@ -44,20 +57,15 @@ def _adam_row(w, g, m, v, scale, step_size, root_correction, eps, unit):
     if unit:
         for d in range(len(w)):
             along += g[d] * w[d]
-    square = real(0)
     for d in range(len(w)):
         gd = (g[d] - along * w[d]) * factor
         md = b1 * m[d] + one_b1 * gd
         vd = b2 * v[d] + one_b2 * gd * gd
         m[d] = md
         v[d] = vd
-        wd = w[d] - size * md / (np.sqrt(vd) * root + eps_r)
-        w[d] = wd
-        square += wd * wd
-    if unit and square > 0:
-        inverse = real(1) / np.sqrt(square)
-        for d in range(len(w)):
-            w[d] *= inverse
+        w[d] -= size * md / (np.sqrt(vd) * root + eps_r)
+    if unit:
+        _normalise(w)
 
 
 @njit(nogil=True, cache=True)
@@ -82,7 +90,7 @@ def adam_rows(
         f = rows_U[u]
         w, m, v = W_FD[f], m_FD[f], v_FD[f]
         if slept_U[u] > 0:
-            _catch_up(w, m, v, slept_U[u], step_size, root_correction, eps)
+            _catch_up(w, m, v, slept_U[u], step_size, root_correction, eps, unit)
         _adam_row(w, grad_UD[u], m, v, scale, step_size, root_correction, eps, unit)
 
 
@@ -139,7 +147,7 @@ def adam_rows_bfloat16(
         _load_bfloat16(m_FD[f], m_bits)
         _load_bfloat16(v_FD[f], v_bits)
         if slept_U[u] > 0:
-            _catch_up(w, m, v, slept_U[u], step_size, root_correction, eps)
+            _catch_up(w, m, v, slept_U[u], step_size, root_correction, eps, unit)
         _adam_row(w, grad_UD[u], m, v, scale, step_size, root_correction, eps, unit)
         key = _mixed(np.uint32(_mixed(np.uint32(seed)) + np.uint32(f)))
         _store_bfloat16(m_bits, v_bits, m_FD[f], v_FD[f], key)

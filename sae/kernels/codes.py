@@ -1,10 +1,18 @@
 """The interchange form of sparse codes: which latents are active in each row, and how much."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+def offsets_of(counts_S: Tensor) -> Tensor:
+    """(S + 1,) int64: where each of S consecutive segments of these lengths starts and ends."""
+    offsets = torch.zeros(len(counts_S) + 1, dtype=torch.int64, device=counts_S.device)
+    torch.cumsum(counts_S, 0, out=offsets[1:])
+    return offsets
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,26 @@ class Support:
         return cls(indices_BK.reshape(-1), offsets, width, k, pre_N)
 
     @classmethod
+    def of_counts(
+        cls, indices_N: Tensor, counts_B: Tensor, width: int, pre_N: Tensor | None = None
+    ) -> "Support":
+        """Of the latents of all rows, row after row, and how many each row has."""
+        return cls(indices_N, offsets_of(counts_B), width, pre_N=pre_N)
+
+    @classmethod
     def of_mask(cls, mask_BF: Tensor) -> "Support":
-        counts = mask_BF.sum(dim=1)
-        offsets = torch.zeros(len(mask_BF) + 1, dtype=torch.int64, device=mask_BF.device)
-        torch.cumsum(counts, 0, out=offsets[1:])
-        return cls(mask_BF.nonzero()[:, 1], offsets, mask_BF.shape[1])
+        return cls.of_counts(mask_BF.nonzero()[:, 1], mask_BF.sum(dim=1), mask_BF.shape[1])
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["Support"]) -> "Support":
+        """The rows of one support after those of another; at least one, of one width."""
+        if len(parts) == 1:
+            return parts[0]
+        counts_B = torch.cat([part.offsets_B1.diff() for part in parts])
+        known = [part.pre_N for part in parts if part.pre_N is not None]
+        pre_N = torch.cat(known) if len(known) == len(parts) else None
+        indices_N = torch.cat([part.indices_N for part in parts])
+        return cls.of_counts(indices_N, counts_B, parts[0].width, pre_N)
 
     @property
     def rows(self) -> int:
@@ -75,8 +98,7 @@ class Support:
         Computed once and shared by both weight gradients.
         """
         order = self.indices_N.argsort(stable=True)
-        offsets = torch.zeros(self.width + 1, dtype=torch.int64, device=order.device)
-        torch.cumsum(torch.bincount(self.indices_N, minlength=self.width), 0, out=offsets[1:])
+        offsets = offsets_of(torch.bincount(self.indices_N, minlength=self.width))
         return order, self.row_of_N[order], offsets
 
 
@@ -113,8 +135,7 @@ class Codes:
         """(acts_N, indices_N, offsets_B1) with zero activations dropped."""
         keep = self.acts_N != 0
         rows = self.support.row_of_N[keep]
-        offsets = torch.zeros(self.rows + 1, dtype=torch.int64, device=rows.device)
-        torch.cumsum(torch.bincount(rows, minlength=self.rows), 0, out=offsets[1:])
+        offsets = offsets_of(torch.bincount(rows, minlength=self.rows))
         return self.acts_N[keep], self.support.indices_N[keep], offsets
 
     def dense(self) -> Tensor:

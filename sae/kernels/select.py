@@ -5,6 +5,9 @@ some runners-up are taken along and all of them are scored again in full precisi
 chosen set agrees with full-precision selection but for near-ties deep in the noise.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -74,23 +77,42 @@ def select_batchtopk(
             best = pre_N.topk(rows * k, sorted=False).indices
             row_N, latent_N, pre_N = row_N[best], latent_N[best], pre_N[best]
         order = row_N.argsort(stable=True)
-        offsets = torch.zeros(rows + 1, dtype=torch.int64, device=x_BD.device)
-        torch.cumsum(torch.bincount(row_N, minlength=rows), 0, out=offsets[1:])
+        counts = torch.bincount(row_N, minlength=rows)
         smallest = float(pre_N.min()) if len(pre_N) else 0.0
-        return Support(latent_N[order], offsets, width, pre_N=pre_N[order]), smallest
+        return Support.of_counts(latent_N[order], counts, width, pre_N[order]), smallest
 
 
 def select_positive(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, threshold_F: Tensor | float = 0.0
 ) -> Support:
     """All latents whose x·W + b exceeds both 0 and the threshold, latents ascending."""
-    with torch.no_grad():
-        floor = torch.clamp(torch.as_tensor(threshold_F, device=x_BD.device), min=0.0)
-        rows = max(1, CHUNK_VALUES // len(W_FD))
-        parts = [Support.of_mask(x @ W_FD.T + b_F > floor) for x in x_BD.split(rows)]
-        if len(parts) == 1:
-            return parts[0]
-        counts = torch.cat([part.offsets_B1.diff() for part in parts])
-        offsets = torch.zeros(len(x_BD) + 1, dtype=torch.int64, device=x_BD.device)
-        torch.cumsum(counts, 0, out=offsets[1:])
-        return Support(torch.cat([part.indices_N for part in parts]), offsets, len(W_FD))
+    floor = torch.clamp(torch.as_tensor(threshold_F, device=x_BD.device), min=0.0)
+    return Support.concatenated(list(_above(x_BD, W_FD, b_F, floor)))
+
+
+def select_above(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, floor_F: Tensor | float, share: float
+) -> Support | None:
+    """All latents whose x·W + b exceeds a floor, latents ascending.
+
+    None where they are more than `share` of the first rows' latents: few rows tell that, since
+    those of a training batch are in random order, and the rest need not be looked at.
+    """
+    found = list[Support]()
+    for support in _above(x_BD, W_FD, b_F, floor_F, parts=16):
+        found.append(support)
+        if len(found) == 1 and len(support.indices_N) > share * support.rows * support.width:
+            return None
+    return Support.concatenated(found)
+
+
+def _above(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, floor_F: Tensor | float, parts: int = 1
+) -> Iterator[Support]:
+    """The support of some rows after others: scores of a chunk exist at a time."""
+    rows = min(CHUNK_VALUES // len(W_FD), -(-len(x_BD) // parts))
+    for x in x_BD.split(max(1, rows)):
+        with torch.no_grad():
+            pre = torch.addmm(b_F, x, W_FD.T)
+            mask = pre > floor_F
+            yield replace(Support.of_mask(mask), pre_N=pre[mask])

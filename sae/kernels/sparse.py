@@ -1,4 +1,4 @@
-"""Backend on torch's own sparse routines, for any device and dtype: work grows with N, not B * F.
+"""Backend on torch's own sparse routines, in float32 and float64: work grows with N, not B * F.
 
 A weighted sum of table rows per segment is an embedding bag; gathered dot products are a
 sampled matrix product. No (N, D) tensor is built.

@@ -140,9 +140,8 @@ def _errors(
 
 def _without_codes(coder: Coder, given_BD: Tensor) -> Tensor:
     """What the decoder gives when no latent fires: b_dec, and a skip connection's part."""
-    rows = len(given_BD)
-    offsets_B1 = torch.zeros(rows + 1, dtype=torch.int64, device=given_BD.device)
-    none = Support(offsets_B1[:0], offsets_B1, coder.d_sae)
+    none_B = torch.zeros(len(given_BD), dtype=torch.int64, device=given_BD.device)
+    none = Support.of_counts(none_B[:0], none_B, coder.d_sae)
     return coder.decode(Codes(given_BD.new_zeros(0), none), given_BD)
 
 

@@ -157,3 +157,14 @@ def test_more_coders_than_memory_holds_is_a_sentence(
     (line,) = [line for line in output.splitlines() if line.startswith("sae:")]
     assert "Training 4 coders together needs about" in line
     assert "fewer or narrower" in line
+
+
+def test_a_coder_that_is_dense_at_first_needs_more_memory(
+    swept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a fresh ReLU coder's latents fire: several tensors as wide as the dictionary."""
+    monkeypatch.setattr("sae.base.memory.available_memory", lambda: 50 << 20)
+    for architecture, code in (("relu", 2), ("topk", 0)):
+        sweep = f"train.sweep={{architecture: {architecture}, width: 20000}}"
+        output = sae("train", str(swept), sweep, "train.batch=128", code=code)
+        assert ("a smaller `train.batch`" in output) == (code == 2), output
