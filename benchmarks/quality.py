@@ -1,13 +1,15 @@
 """Quality at equal tokens, and time to equal quality, against the peers (`make bench-quality`).
 
     python -m benchmarks.quality [--shape pocket|gpt2-small] [--tokens N] [--seeds 0,1,2]
-                                 [--multiples 1,3,10] [--folder runs/quality-pocket]
+                                 [--multiples 1,3,5,10] [--unit-multiples 3]
+                                 [--folder runs/quality-pocket]
 
 One activation store of the embedded corpus; every system trains a TopK coder of the same width
 and k on the same rows in the same order, in its own environment, with AuxK on and the same dead
-window. Each peer's learning rate is its own default times the best of `--multiples` (seed 0, full
-budget, lowest FVU with at most 1 % of the latents dead); Loupe keeps its default. All coders are
-converted to Loupe's format and scored by `sae.metrics` on held-out documents.
+window. Each peer's learning rate is its own default times the best of `--multiples`, on raw rows, or
+of `--unit-multiples`, on rows scaled to a mean square of 1 (seed 0, full budget, lowest FVU with at
+most 1 % of the latents dead); Loupe keeps its default. All coders are converted to Loupe's format
+and scored by `sae.metrics` on held-out documents.
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
    the bootstrap intervals of all of them.
@@ -61,12 +63,12 @@ def main() -> None:
     bench.run("loupe", 0, 8 * bench.sizes.batch)  # compiles the kernels, once per installation
     found = {"schema": 1, "machine": machine(), **occasion(), "shape": given.shape}
     found |= {"sizes": vars(bench.sizes), "site": bench.site}
-    found["rates_tried"] = tried = try_rates(bench, given.multiples, console)
-    found["rates"] = rates = {system: best_rate(runs) for system, runs in tried.items()}
+    found["tried"] = tried = try_settings(bench, given, console)
+    found["settings"] = settings = {system: best(runs) for system, runs in tried.items()}
     runs: dict[str, list[dict[str, Any]]] = {s: [] for s in SYSTEMS}
     for seed in given.seeds:
         for system in SYSTEMS:
-            runs[system].append(bench.run(system, seed, rate=rates.get(system)))
+            runs[system].append(bench.run(system, seed, **settings.get(system, {})))
             console.log(one_line(runs[system][-1]))
     found["equal_tokens"] = [summary(system, runs[system]) for system in SYSTEMS]
     found["time_to_quality"] = [
@@ -91,7 +93,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--loss-tokens", type=int)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument(
-        "--multiples", default="1,3,10", help="of the peers' default learning rates"
+        "--multiples", default="1,3,5,10", help="of the peers' default learning rates"
+    )
+    parser.add_argument(
+        "--unit-multiples", default="3", help="likewise, with rows of a mean square of 1"
     )
     parser.add_argument("--folder", type=Path, help="default: runs/quality-SHAPE")
     parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"), help="Loupe's")
@@ -104,7 +109,8 @@ def parse() -> argparse.Namespace:
     given.dead_after = given.dead_after or given.tokens // 10
     given.folder = given.folder or ROOT / "runs" / f"quality-{given.shape}"
     given.seeds = [int(seed) for seed in given.seeds.split(",")]
-    given.multiples = [float(multiple) for multiple in given.multiples.split(",")]
+    for name in ("multiples", "unit_multiples"):
+        setattr(given, name, [float(text) for text in getattr(given, name).split(",") if text])
     return given
 
 
@@ -124,27 +130,31 @@ def open_bench(given: argparse.Namespace) -> Bench:
     return Bench(given.folder, model, given.site, sizes, pythons)
 
 
-def try_rates(
-    bench: Bench, multiples: list[float], console: Console
+def try_settings(
+    bench: Bench, given: argparse.Namespace, console: Console
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each peer, FVU and living share at each of its learning rates, with seed 0."""
+    """For each peer, FVU and living share at each of its settings, with seed 0."""
     rule = (bench.sizes.width / 2**14) ** -0.5
     defaults = {system: rate * rule for system, rate in RATES.items()}
     defaults["sae_lens"] = SAE_LENS_RATE
     tried: dict[str, list[dict[str, Any]]] = {system: [] for system in defaults}
     for system, default in defaults.items():
-        for rate in (default * multiple for multiple in multiples):
-            run = bench.run(system, 0, rate=rate)
+        settings = [{"rate": default * multiple} for multiple in given.multiples]
+        settings += [
+            {"rate": default * multiple, "unit_rows": True} for multiple in given.unit_multiples
+        ]
+        for setting in settings:
+            run = bench.run(system, 0, **setting)
             scores = {name: run["metrics"][name]["value"] for name in ("fvu", "alive")}
-            tried[system].append({"rate": rate, **scores})
-            console.log(f"rate {rate:.2g}", one_line(run))
+            tried[system].append({"setting": setting, **scores})
+            console.log(setting, one_line(run))
     return tried
 
 
-def best_rate(tried: list[dict[str, Any]]) -> float:
-    """Of the lowest FVU among coders whose latents live, or among all if none's do."""
+def best(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The setting of the lowest FVU among coders whose latents live, or of all if none's do."""
     living = [run for run in tried if run["alive"] >= 1 - MOST_DEAD]
-    return min(living or tried, key=lambda run: run["fvu"])["rate"]
+    return min(living or tried, key=lambda run: run["fvu"])["setting"]
 
 
 def summary(system: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

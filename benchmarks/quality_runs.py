@@ -96,8 +96,9 @@ class Bench:
         rows.flush()
         partial.rename(self.folder / "rows.npy")
 
-    def spec(self, seed: int, tokens: int, rate: float | None) -> Spec:
-        sizes = self.sizes
+    def spec(self, seed: int, tokens: int, rate: float | None, unit_rows: bool) -> Spec:
+        sizes, stats = self.sizes, self.store.stats(self.site)
+        square = stats.variance + float(np.square(stats.mean_D).sum())
         return Spec(
             d=self.store.width[self.site],
             width=sizes.width,
@@ -108,22 +109,32 @@ class Bench:
             seed=seed,
             learning_rate=rate,
             dead_after=sizes.dead_after,
+            scale=(len(stats.mean_D) / square) ** 0.5 if unit_rows else 1.0,
         )
 
     def run(
-        self, system: str, seed: int, tokens: int | None = None, rate: float | None = None
+        self,
+        system: str,
+        seed: int,
+        tokens: int | None = None,
+        rate: float | None = None,
+        unit_rows: bool = False,
     ) -> dict[str, Any]:
-        """Trains a system (unless it has been) and scores it: seconds, and the `METRICS`."""
-        spec = self.spec(seed, tokens or self.sizes.tokens, rate)
+        """Trains a system (unless it has been) and scores it: seconds, and the `METRICS`.
+
+        `unit_rows`: it reads rows of a mean square of 1, and the coder is folded for raw ones.
+        """
+        spec = self.spec(seed, tokens or self.sizes.tokens, rate, unit_rows)
         shown = Settings(spec.steps).peak_rate(spec.width) if rate is None else rate
-        name = f"{system}-{spec.steps}-{shown:.3g}-{seed}"
+        name = f"{system}-{spec.steps}-{shown:.3g}-{'unit-' if unit_rows else ''}{seed}"
         folder = self.folder / "runs" / name
         if (folder / "result.json").exists():
             return read_json(folder / "result.json")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         found = self._train(system, spec, folder)
-        scored = self._score(LOAD[system](folder / "coder", self.site), seed)
+        coder = LOAD[system](folder / "coder", self.site)
+        scored = self._score(coder.folded(spec.scale) if unit_rows else coder, seed)
         result = {"system": system, "spec": asdict(spec), **found, "metrics": scored}
         write_json(folder / "result.json", result)
         return result

@@ -32,6 +32,7 @@ class Spec:
     device: str = "cpu"
     learning_rate: float | None = None
     dead_after: int = 10_000_000  # tokens
+    scale: float = 1.0  # what rows of a file are multiplied by before the system sees them
 
 
 def load_system(name: str) -> ModuleType:

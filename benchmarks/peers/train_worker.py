@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def as_tensor(rows: np.ndarray, spec: Spec) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(spec.device)
+    return torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(spec.device) * spec.scale
 
 
 if __name__ == "__main__":
