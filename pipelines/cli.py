@@ -159,6 +159,7 @@ def _config(run: Path | None, extra: Sequence[str]) -> RunConfig:
         file = run / "run.yaml"
         if not file.exists():
             raise UserError(f"{run} is no run folder: it has no run.yaml.")
+        overrides = [f"folder={run}", *overrides]  # it may have been moved, or copied, since
     return load_config(RunConfig, file, overrides)
 
 

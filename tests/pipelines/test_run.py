@@ -47,6 +47,16 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert (finished / "manifest.json").read_bytes() == before
 
 
+def test_a_copied_run_is_a_run_of_its_own(finished: Path, tmp_path: Path) -> None:
+    """Its run.yaml names the folder that it was made in; that one stays as it is."""
+    copied = shutil.copytree(finished, tmp_path / "copied")
+    assert f"{copied} is up to date" in sae("run", str(copied))
+    before = (finished / "manifest.json").read_bytes()
+    sae("export", str(copied), "export.features=1-5")
+    assert (finished / "manifest.json").read_bytes() == before
+    assert (copied / "manifest.json").read_bytes() != before
+
+
 @pytest.mark.parametrize(
     ("settings", "stages"),
     [
