@@ -27,7 +27,7 @@ from sae.metrics.provenance import special_ids
 from sae.metrics.sample import draw
 from sae.store import ActivationStore
 
-WAYS = ("features", "equal_density", "equal_norm")
+WAYS = ("features", "equal_density", "equal_firing", "equal_norm")
 FIT_TOKENS = 65_536  # from which the scale of the random dictionary is found
 
 
@@ -76,12 +76,12 @@ def print_induction(report: dict[str, Any], console: Console) -> None:
         f"copied {_shown(clean['copied'])}"
     )
     table = Table(title="Taken out: share of the copying loss gap that is lost")
-    for column in ("latents", *WAYS, "copied after", "copied, equal density"):
+    copied = ("features", "equal_density", "equal_firing")
+    for column in ("latents", *WAYS, *(f"copied, {way}" for way in copied)):
         table.add_column(column, justify="right")
     for row in report["ablations"]:
-        own = row["features"]
         shares = [_shown(row[way]["removed"]) for way in WAYS]
-        rest = (_shown(own["copied"]), _shown(row["equal_density"]["copied"]))
+        rest = [_shown(row[way]["copied"]) for way in copied]
         table.add_row(str(row["latents"]), *shares, *rest)
     console.print(table)
 

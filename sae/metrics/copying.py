@@ -18,7 +18,7 @@ from sae.metrics.estimate import estimate_mean, estimate_ratio
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-RANDOM_SETS = 4  # of features of equal density, for each size
+RANDOM_SETS = 4  # of other latents, for each size and kind
 NEIGHBOURS = 20  # the random features are drawn from so many that are nearest in density
 BATCH_TOKENS = 4096  # run through the model at a time
 Floats = npt.NDArray[np.float64]
@@ -85,6 +85,18 @@ def equal_density(
     return np.array(chosen, np.int64)
 
 
+def equal_firing(
+    features: npt.NDArray[np.int64],
+    density_F: Floats,
+    pool: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """Latents of `pool` that fire as often as the features do in sum; all of it, if too few."""
+    order = rng.permutation(pool)
+    before = np.cumsum(density_F[order]) - density_F[order]
+    return np.asarray(order[before < density_F[features].sum()])
+
+
 class CopyingBench:
     """Losses of copying, with anything spliced in, per sequence."""
 
@@ -129,21 +141,28 @@ class CopyingBench:
         density_F: Floats,
         pool: npt.NDArray[np.int64],
     ) -> dict[str, Any]:
-        """One set of features, random sets of equal density, and random errors of equal norm."""
+        """One set of features, random sets that fire alike, and random errors of equal norm."""
         rng = np.random.default_rng([self.seed, len(features)])
-        sets = [equal_density(features, density_F, pool, rng) for _ in range(RANDOM_SETS)]
+        sets = {
+            way.__name__: [way(features, density_F, pool, rng) for _ in range(RANDOM_SETS)]
+            for way in (equal_density, equal_firing)
+        }
         ablation = Ablation(self.coder, features)
         runs = {
             "features": [ablation],
-            "equal_density": [Ablation(self.coder, chosen) for chosen in sets],
+            **{way: [Ablation(self.coder, s) for s in drawn] for way, drawn in sets.items()},
             "equal_norm": [EqualNorm(ablation, self.seed)],
         }
-        matched = np.concatenate(sets)
         return {
             "latents": len(features),
-            "density": float(density_F[features].mean()),
-            "density_of_random": float(density_F[matched].mean()) if len(matched) else None,
-            "random_sets": RANDOM_SETS,
+            "firing": float(density_F[features].sum()),
+            "random_sets": {
+                way: {
+                    "latents": float(np.mean([len(s) for s in drawn])),
+                    "firing": float(np.mean([density_F[s].sum() for s in drawn])),
+                }
+                for way, drawn in sets.items()
+            },
             **{name: self.effect(ways) for name, ways in runs.items()},
         }
 

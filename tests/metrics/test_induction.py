@@ -11,7 +11,7 @@ from sae.coders import Coder, make_coder
 from sae.lm import load_lm
 from sae.metrics.ablation import Ablation
 from sae.metrics.continuation import constant
-from sae.metrics.copying import CopyingBench, Repeats, equal_density
+from sae.metrics.copying import CopyingBench, Repeats, equal_density, equal_firing
 from sae.metrics.induction import find, induction_report, ranked
 
 SITE = "blocks.5.hook_resid_post"  # the heads that copy are in its last two blocks
@@ -73,6 +73,14 @@ def test_random_features_are_of_equal_density() -> None:
     assert density[chosen] == pytest.approx([0.01, 0.3], rel=0.3)
     few = equal_density(np.arange(2), density, pool[:1], np.random.default_rng(0))
     assert few.tolist() == [2]
+
+
+def test_random_features_fire_as_often_in_sum() -> None:
+    density = np.concatenate([[0.3, 0.2], np.full(400, 0.01)])
+    pool, rng = np.arange(2, 402), np.random.default_rng(0)
+    chosen = equal_firing(np.array([0, 1]), density, pool, rng)
+    assert len(set(chosen)) == 50
+    assert equal_firing(np.array([0, 1]), density, pool[:9], rng).size == 9  # all there are
 
 
 @pytest.fixture(scope="module")
