@@ -40,6 +40,7 @@ def auxk_step(
     k: int,
     coefficient: float,
     kernels: Kernels,
+    candidates: torch.dtype | None = None,
 ) -> Tensor:
     """How badly the k best dead latents of each token model what the living ones left over.
 
@@ -52,7 +53,7 @@ def auxk_step(
     the dead latents alone. (Latents that tie for the last place all count in the dense form.)
 
     Adds `coefficient` times the gradient to what is in the coder's `.grad`, and returns the
-    value. All work is on the dead rows: nothing here is as wide as the dictionary.
+    value. `candidates` is the precision in which the k best are looked for. All work is on the dead rows: nothing here is as wide as the dictionary.
     """
     weights = (coder.W_enc_FD, coder.b_enc_F, coder.W_dec_FD)
     W_enc, b_enc, W_dec = own = [w.detach()[dead].requires_grad_() for w in weights]
@@ -61,7 +62,8 @@ def auxk_step(
     if k > DENSE_ABOVE * len(dead):
         estimate_BD = _dense_estimate(x_BD - centre_D, W_enc, b_enc, W_dec, k)
     else:
-        support = select_topk(x_BD - centre_D, W_enc.detach(), b_enc.detach(), k, kernels=kernels)
+        rows = x_BD - centre_D, W_enc.detach(), b_enc.detach()
+        support = select_topk(*rows, k, candidates, kernels)
         pre_N = kernels.encode_at(x_BD, centre_D, W_enc, b_enc, support, support.pre_N)
         estimate_BD = kernels.decode(leaky_relu(pre_N, LEAK), W_dec, support)
     total = residual_BD.square().sum()

@@ -126,9 +126,9 @@ class CoderTrainer:
         error = square / y_BD.numel()
         loss = error if forward.penalty is None else error + forward.penalty
         loss.backward()
-        dead = self.dead.dead if coder.uses_auxk else torch.empty(0, dtype=torch.int64)
+        dead = self.dead.dead
         auxk = None
-        if len(dead) and settings.auxk_coefficient:
+        if coder.uses_auxk and len(dead) and settings.auxk_coefficient:
             auxk = auxk_step(
                 coder,
                 x_BD,
@@ -137,6 +137,7 @@ class CoderTrainer:
                 self.auxk_k,
                 settings.auxk_coefficient,
                 self.kernels,
+                self.candidates,
             )
             loss = loss.detach() + settings.auxk_coefficient * auxk
         rate = settings.rate(self.done, coder.d_sae)

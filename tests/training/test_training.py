@@ -229,6 +229,17 @@ def test_dead_latents_are_counted_in_tokens() -> None:
     assert dead.silent_F.tolist() == [20, 20, 0, 20]
 
 
+def test_the_log_counts_dead_latents_of_coders_without_auxk(store: ActivationStore) -> None:
+    coder = make_coder("relu", 16, 64, l1=1.0)
+    settings = Settings(steps=9, batch=16, dead_after=16)
+    trainer = CoderTrainer("relu", coder, SITE, store.stats(SITE), settings)
+    with torch.no_grad():
+        coder.b_enc_F[:20] = -1e6
+    x = torch.from_numpy(store.read(SITE, 1, 17)).float()
+    trainer.step(x)
+    assert trainer.step(x).dead >= 20
+
+
 def _auxk_parts(backend: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     coder = make_coder("topk", 8, 32, k=3).double()
@@ -246,7 +257,7 @@ def auxk_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("auxk_form")
-@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu", "triton"])
 def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) -> None:
     _, gradients = _auxk_parts(backend)
     living = torch.ones(32, dtype=torch.bool)
@@ -258,7 +269,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) ->
 
 
 @pytest.mark.usefixtures("auxk_form")
-@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu", "triton"])
 def test_auxk_agrees_with_its_formula(backend: str) -> None:
     """Dense, by hand: only dead latents ranked, no bias in the estimate, residual constant."""
     torch.manual_seed(0)
