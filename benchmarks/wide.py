@@ -1,13 +1,15 @@
 """Steps of a very wide TopK coder: do they run, how long do they take, how much memory.
 
-    python -m benchmarks.wide [--width 1048576] [--steps 3]
+    python -m benchmarks.wide [--width 1048576] [--steps 3] [--save FOLDER]
 
 The trainer and the batches of `benchmarks.train_step`, d = 768, K = 32, B = 4096. The yardstick is
-one bf16 encoder product in chunks of the rows that the CPU backend takes.
+one bf16 encoder product in chunks of the rows that the CPU backend takes. With `--save`, the coder
+and a checkpoint are written, and a process of its own goes on from there.
 """
 
 import argparse
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,13 +21,18 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from loupe_system import System  # pyright: ignore[reportMissingImports]
 from spec import Spec, synthetic_batches  # pyright: ignore[reportMissingImports]
 
+from sae.coders import save_coder
 from sae.kernels.cpu import CHUNK_VALUES, MIN_CHUNK_ROWS
+from sae.training import CoderTrainer
+from sae.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Steps of a very wide coder.")
     parser.add_argument("--width", type=int, default=1 << 20)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--save", type=Path, help="an empty folder for coder and checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on from what --save has")
     given = parser.parse_args()
     spec = Spec(768, given.width, 32, 4096, steps=100_000)
     batches = synthetic_batches(spec, 2)
@@ -37,16 +44,35 @@ def main() -> None:
         f"F={spec.width:,}: built in {time.perf_counter() - began:.0f} s, "
         f"moments in {str(moments.dtype).removeprefix('torch.')}"
     )
+    if given.resume:
+        began = time.perf_counter()
+        step = load_checkpoint(given.save, [system.trainer], "wide", print)
+        report(f"resumed at step {step}", began, before)
     for step in range(given.steps):
         began = time.perf_counter()
         log = system.trainer.step(batches[step % 2])
-        seconds = time.perf_counter() - began
-        print(
-            f"step {step}: {seconds:.1f} s, loss {float(log.loss):.3f}, "
-            f"peak {(peak() - before) / 2**30:.1f} GiB",
-            flush=True,
-        )
+        report(f"step {step}, loss {float(log.loss):.3f}", began, before)
+    if given.save and not given.resume:
+        save(system.trainer, given.save, before)
+        options = ["--width", str(given.width), "--steps", "1", "--save", str(given.save)]
+        del system
+        subprocess.run([sys.executable, "-m", "benchmarks.wide", *options, "--resume"], check=True)
+        return
     print(f"bf16 encoder product: {product_seconds(spec, batches[0]):.1f} s")
+
+
+def save(trainer: CoderTrainer, folder: Path, before: int) -> None:
+    began = time.perf_counter()
+    save_checkpoint(folder, [trainer], "wide")
+    report("checkpoint", began, before)
+    began = time.perf_counter()
+    save_coder(trainer.finished_coder(borrow=True), folder / "coder")
+    report("coder saved", began, before)
+
+
+def report(what: str, began: float, before: int) -> None:
+    held = (peak() - before) / 2**30
+    print(f"{what}: {time.perf_counter() - began:.1f} s, peak {held:.1f} GiB", flush=True)
 
 
 def peak() -> int:

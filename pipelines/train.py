@@ -67,7 +67,7 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
             say=lambda sentence: console.print(sentence, markup=False),
         )
     for trainer in trainers:
-        coder = trainer.finished_coder()
+        coder = trainer.finished_coder(borrow=True)
         coder.metadata = _metadata(config, trainer, store)
         save_coder(coder, folder / trainer.name)
     return facts

@@ -50,8 +50,6 @@ class BatchTopK(Coder):
 
     def for_inference(self) -> JumpReLU:
         out = JumpReLU(self.d_in, self.d_sae).to(self.W_enc_FD)
-        out.load_saved(
-            {**self.saved_tensors(), "threshold": self.threshold.clamp(min=0).expand(self.d_sae)}
-        )
-        out.metadata = dict(self.metadata)
-        return out
+        with torch.no_grad():
+            out.threshold_F.copy_(self.threshold.clamp(min=0))
+        return out.share_weights(self)

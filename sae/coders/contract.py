@@ -95,7 +95,10 @@ class Coder(nn.Module, ABC):
         """Forward pass with gradients; `candidates` is the precision that selection may use."""
 
     def for_inference(self) -> "Coder":
-        """The coder that is saved: itself, unless training and inference differ."""
+        """The coder that is saved: itself, unless training and inference differ.
+
+        It may share weights with this one; `folded` copies.
+        """
         return self
 
     def scale_units(self, factor: float) -> None:
@@ -160,14 +163,20 @@ class Coder(nn.Module, ABC):
             self.b_enc_F.zero_()
             self.b_dec_D.copy_(mean_D)
 
-    def folded(self, scale: float) -> "Coder":
+    def folded(self, scale: float, *, borrow: bool = False) -> "Coder":
         """The coder for raw x, given that this one was trained on `scale * x`.
 
         With all of b_enc, b_dec and thresholds divided by `scale`, pre-activations are those of
         training divided by `scale`, and so is the reconstruction: exact, decoder rows stay of
         unit norm, and activations come in the units of the residual stream.
+
+        `borrow`: matrices that folding leaves as they are stay this coder's own, so that a coder
+        that fills the memory can be saved; it must not go on training while they are lent.
         """
-        out = copy.deepcopy(self.for_inference())
+        coder = self.for_inference()
+        matrices = (coder.W_enc_FD, coder.W_dec_FD) if borrow else ()
+        lent: dict[int, Any] = {id(w): nn.Parameter(w.detach()) for w in matrices}
+        out = copy.deepcopy(coder, lent)
         with torch.no_grad():
             out.b_enc_F /= scale
             out.b_dec_D /= scale
@@ -189,6 +198,13 @@ class Coder(nn.Module, ABC):
             self.b_enc_F.copy_(tensors["b_enc"])
             self.W_dec_FD.copy_(tensors["W_dec"])
             self.b_dec_D.copy_(tensors["b_dec"])
+        return self
+
+    def share_weights(self, other: "Coder") -> Self:
+        """Takes another coder's encoder, decoder and biases for its own, without a copy."""
+        for name in ("W_enc_FD", "b_enc_F", "W_dec_FD", "b_dec_D"):
+            setattr(self, name, nn.Parameter(getattr(other, name).detach()))
+        self.metadata = dict(other.metadata)
         return self
 
     def _codes_at(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Codes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from sae.base.errors import UserError
@@ -36,7 +36,8 @@ def save_coder(coder: Coder, folder: Path | str) -> Path:
     """
     folder = Path(folder)
     (folder / SUMS).unlink(missing_ok=True)
-    atomic_write(folder / WEIGHTS, lambda file: file.write(_weights(coder)))
+    # straight from the tensors to the disk: as bytes they would be in memory once more
+    atomic_write(folder / WEIGHTS, lambda file: save_file(_weights(coder), file.name))
     write_json(folder / CONFIG, _config(coder))
     seal(folder, [WEIGHTS, CONFIG])
     return folder
@@ -102,12 +103,12 @@ def _require_shapes(coder: Coder, tensors: dict[str, Tensor], folder: Path) -> N
 def coder_hash(coder: Coder | Path | str) -> str:
     """Identity of a coder: sha256 of its folder's weights file, or of what `save_coder` writes."""
     if isinstance(coder, Coder):
-        return hashlib.sha256(_weights(coder)).hexdigest()
+        return hashlib.sha256(save(_weights(coder))).hexdigest()
     return sha256_file(Path(coder) / WEIGHTS)
 
 
-def _weights(coder: Coder) -> bytes:
-    return save({name: tensor.cpu() for name, tensor in coder.saved_tensors().items()})
+def _weights(coder: Coder) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in coder.saved_tensors().items()}
 
 
 def _config(coder: Coder) -> dict[str, Any]:

@@ -58,10 +58,9 @@ class Transcoder(TwoSites, BatchTopK):
 
     def for_inference(self) -> JumpReLUTranscoder:
         out = self.saved_kind(self.d_in, self.d_sae, self.d_out).to(self.W_enc_FD)
-        threshold_F = self.threshold.clamp(min=0).expand(self.d_sae)
-        out.load_saved({**self.saved_tensors(), "threshold": threshold_F})
-        out.metadata = dict(self.metadata)
-        return out
+        with torch.no_grad():
+            out.threshold_F.copy_(self.threshold.clamp(min=0))
+        return out.share_weights(self)
 
 
 class SkipTranscoder(Transcoder):

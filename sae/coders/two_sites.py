@@ -64,16 +64,18 @@ class TwoSites(Coder):
             if self.skip:
                 self.W_skip_OD.zero_()
 
-    def folded(self, scale: float, target_scale: float | None = None) -> Coder:
+    def folded(
+        self, scale: float, target_scale: float | None = None, *, borrow: bool = False
+    ) -> Coder:
         """For raw x and y, given that this one learned `target_scale * y` from `scale * x`.
 
         Exact: with r = scale / target_scale, W_enc and W_skip times r, all else as in one space
         divided by `target_scale`. Decoder rows stay of unit norm.
         """
         target_scale = target_scale or scale
-        out = super().folded(target_scale)
+        out = super().folded(target_scale, borrow=borrow)
         with torch.no_grad():
-            out.W_enc_FD.mul_(scale / target_scale)
+            out.W_enc_FD = nn.Parameter(out.W_enc_FD * (scale / target_scale), False)
             if isinstance(out, TwoSites) and out.skip:
                 out.W_skip_OD.mul_(scale / target_scale)
         return out
@@ -88,6 +90,11 @@ class TwoSites(Coder):
             with torch.no_grad():
                 self.W_skip_OD.copy_(tensors["W_skip"])
         return self
+
+    def share_weights(self, other: Coder) -> Self:
+        if self.skip and isinstance(other, TwoSites):
+            self.W_skip_OD = nn.Parameter(other.W_skip_OD.detach())
+        return super().share_weights(other)
 
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
         forward = super()._sparse_forward(x_BD, support, kernels)

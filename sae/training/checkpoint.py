@@ -165,7 +165,9 @@ def _verified(folder: Path, content: dict[str, Any]) -> dict[str, Path]:
 def _load_into(trainer: CoderTrainer, path: Path) -> None:
     advice = f"remove {path.parents[2]}/checkpoint-* to train from the start"
     with reading(f"The checkpoint {path}, by this version of torch,", advice):
-        trainer.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        # mapped: a state that is read as a whole would be in memory beside the weights it is for
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        trainer.load_state_dict(state)
 
 
 def _is_of(commit: Path, fingerprint: str) -> bool:

@@ -16,6 +16,7 @@ from sae.training.guard import require_finite_weights, require_sound_records
 from sae.training.log import TrainingLog
 from sae.training.trainer import CoderTrainer, StepLog
 
+MOST_SAVING = 0.1  # share of the time that checkpoints may take
 Record = dict[str, float]
 OnLog = Callable[[int, dict[str, Record]], None]
 
@@ -41,10 +42,12 @@ def train(
 ) -> dict[str, float]:
     """Trains all coders to `steps` on one pass of `reader`, from the last checkpoint if any.
 
-    `fingerprint` identifies the training; a checkpoint of another one is not used, and `say` is
-    told. `on_step(step)` and `on_log(step, records)` only look. When `stop` has a number (of a
-    signal), the step at work is ended and saved. Returns {"steps", "seconds", "tokens",
-    "waited_share"}: what this call did, and the share of its time spent waiting for data.
+    Checkpoints are `checkpoint_seconds` apart, and further where saving one takes more than a
+    tenth of that; with 0 there is one after every step. `fingerprint` identifies the training; a
+    checkpoint of another one is not used, and `say` is told. `on_step(step)` and
+    `on_log(step, records)` only look. When `stop` has a number (of a signal), the step at work is
+    ended and saved. Returns {"steps", "seconds", "tokens", "waited_share"}: what this call did, and
+    the share of its time spent waiting for data.
 
     Raises:
         Interrupted: `stop` asked for it; a checkpoint of the last step is there.
@@ -97,16 +100,21 @@ class _Saver:
     every_seconds: float
     last: Path | None = None  # the last good checkpoint
     saved: float = field(default_factory=time.perf_counter)
+    took: float = 0.0  # seconds that the last one took
 
     def is_due(self) -> bool:
-        return time.perf_counter() - self.saved > self.every_seconds
+        """Not so soon that saving a large state would take a large part of the time."""
+        wait = max(self.every_seconds, self.took / MOST_SAVING) if self.every_seconds else 0.0
+        return time.perf_counter() - self.saved > wait
 
     def save(self, step: int) -> None:
+        began = time.perf_counter()
         require_finite_weights(self.trainers, step, self.last)
         for log in self.logs:
             log.sync()
         self.last = save_checkpoint(self.folder, self.trainers, self.fingerprint)
         self.saved = time.perf_counter()
+        self.took = self.saved - began
 
 
 def step_all(

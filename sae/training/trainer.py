@@ -151,12 +151,16 @@ class CoderTrainer:
         l0 = forward.codes.acts_N.detach().count_nonzero() / len(x_BD)
         return StepLog(loss.detach(), error.detach(), auxk, l0, len(dead), rate)
 
-    def finished_coder(self) -> Coder:
-        """The coder that takes raw activations; training may go on afterwards."""
+    def finished_coder(self, borrow: bool = False) -> Coder:
+        """The coder that takes raw activations; training may go on afterwards.
+
+        With `borrow` it may not: the coder's matrices are then this trainer's own where they can
+        be, which spares a copy of what may fill half of the memory.
+        """
         coder = self.coder if self.average is None else self.average.averaged()
         if isinstance(coder, TwoSites):
-            return coder.folded(self.scale, self.target_scale).cpu()
-        return coder.folded(self.scale).cpu()
+            return coder.folded(self.scale, self.target_scale, borrow=borrow).cpu()
+        return coder.folded(self.scale, borrow=borrow).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,6 @@
 """What every architecture must do; adding one to the registry runs all of this on it."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_folding_is_exact(architecture: str, scale: float) -> None:
     assert inside.dense().count_nonzero() > 0
     torch.testing.assert_close(outside.dense(), inside.dense() / scale)
     torch.testing.assert_close(saved(x_BD), trained(x_BD * scale) / scale)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folding_can_borrow_the_matrices_and_leaves_them_alone(architecture: str) -> None:
+    coder, x_BD = make_trained(architecture)
+    before = copy.deepcopy(coder.state_dict())
+    lent, own = coder.folded(0.3, borrow=True), coder.folded(0.3)
+    torch.testing.assert_close(lent(x_BD), own(x_BD), rtol=0, atol=0)
+    for name, weight in coder.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    shared = lent.W_dec_FD.data_ptr() == coder.W_dec_FD.data_ptr()
+    assert shared is (architecture != "relu_unconstrained")  # which folds its decoder's norms
+    assert own.W_dec_FD.data_ptr() != coder.W_dec_FD.data_ptr()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -2,6 +2,7 @@
 
 import errno
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sae.training.checkpoint import (
     save_checkpoint,
     verify_checkpoints,
 )
+from sae.training.run import _Saver
 from tests.training.test_training import SITE, curve
 
 STEPS, BATCH = 24, 64
@@ -55,6 +57,16 @@ def weights(trainers: list[CoderTrainer]) -> list[torch.Tensor]:
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_checkpoints_take_a_tenth_of_the_time_at_most() -> None:
+    saver = _Saver(Path(), [], [], "f", every_seconds=1.0)
+    saver.saved, saver.took = time.perf_counter() - 2.0, 0.05
+    assert saver.is_due()
+    saver.took = 0.5
+    assert not saver.is_due()
+    saver.saved -= 4.0
+    assert saver.is_due()
 
 
 def interrupted(store: ActivationStore, folder: Path, at: int = 10) -> None:
