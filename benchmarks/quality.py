@@ -1,7 +1,7 @@
 """Quality at equal tokens, and time to equal quality, against the peers (`make bench-quality`).
 
     python -m benchmarks.quality [--shape pocket|gpt2-small] [--tokens N] [--seeds 0,1,2]
-                                 [--multiples 1,3,5,10] [--unit-multiples 3]
+                                 [--multiples 3,10] [--unit-multiples 3]
                                  [--folder runs/quality-pocket]
 
 One activation store of the embedded corpus; every system trains a TopK coder of the same width
@@ -36,17 +36,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     # The weights of GPT-2 small's shape are random: its FVU compares speeds, its ΔCE says little.
     "pocket": {
         "site": "blocks.2.hook_resid_post",
-        "tokens": 2_000_000,
+        "tokens": 1_000_000,
         "width": 4096,
         "scored_tokens": 200_000,
         "loss_tokens": 32_768,
+        "seeds": "0,1,2",
     },
     "gpt2-small": {
         "site": "blocks.8.hook_resid_pre",
-        "tokens": 400_000,
+        "tokens": 200_000,
         "width": 12_288,
         "scored_tokens": 60_000,
         "loss_tokens": 4_096,
+        "seeds": "0,1",
     },
 }
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
@@ -91,10 +93,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dead-after", type=int, help="tokens, for all; default: a tenth")
     parser.add_argument("--scored-tokens", type=int)
     parser.add_argument("--loss-tokens", type=int)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument(
-        "--multiples", default="1,3,5,10", help="of the peers' default learning rates"
-    )
+    parser.add_argument("--seeds", help="default: as the shape's")
+    parser.add_argument("--multiples", default="3,10", help="of the peers' default learning rates")
     parser.add_argument(
         "--unit-multiples", default="3", help="likewise, with rows of a mean square of 1"
     )

@@ -14,6 +14,8 @@ from sae.kernels.adam import BETA1, BETA2, AdamStep, RowGradient
 from sae.training.settings import Moments
 
 EPS = 1e-8
+WAKE_EVERY = 8  # steps after which rows that slept are brought up to date
+WAKE_VALUES = 2**24  # of gradients of zero that exist at a time, in doing so
 LARGE = 2**28  # weights of a matrix above which its moments are kept in bfloat16 by default
 
 
@@ -22,7 +24,9 @@ class CoderOptimizer:
 
     Where the coder holds its decoder rows at unit norm, the clipped norm is that of the
     gradient without the rows' radial parts: what Adam will see. Of a gradient that holds only
-    the rows which a batch touched, only these are updated (`sae.kernels.adam` says how).
+    the rows which a batch touched, only these are updated (`sae.kernels.adam` says how), and the
+    others every few steps: momentum moves a row on for about ten steps, and a batch should find
+    it where dense Adam would have it.
     """
 
     def __init__(
@@ -65,7 +69,21 @@ class CoderOptimizer:
             if name in self.updated:
                 rows = slice(None) if gradient.rows_U is None else gradient.rows_U
                 self.updated[name][rows] = self.steps
+            if gradient.rows_U is not None and self.steps % WAKE_EVERY == 0:
+                self._wake(name, weight, step)
             weight.grad = None
+
+    def _wake(self, name: str, weight: Tensor, step: AdamStep) -> None:
+        """Updates the rows that this step left out: their gradient is zero."""
+        updated, (m, v) = self.updated[name], self.moments[name]
+        asleep = (updated < self.steps).nonzero()[:, 0]
+        zeros = weight.new_zeros(
+            min(len(asleep), WAKE_VALUES // weight.shape[1] + 1), *weight.shape[1:]
+        )
+        for rows in asleep.split(max(1, len(zeros))):
+            gradient = RowGradient(zeros[: len(rows)], rows, self.steps - 1 - updated[rows])
+            self.kernels.adam_rows(weight.data, gradient, m, v, step)
+            updated[rows] = self.steps
 
     def forget(self, latents: Tensor) -> None:
         """Sets the moments of these latents to 0, in every weight that has a row per latent."""

@@ -15,6 +15,7 @@ from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import checkpoints
 from sae.training.dead import DeadLatents, auxk_step
+from sae.training.optimizer import WAKE_EVERY
 from tests.contracts.test_coders import OPTIONS
 
 SITE = "blocks.0.hook_resid_post"
@@ -154,6 +155,25 @@ def test_a_wide_coder_learns_as_with_dense_adam() -> None:
     dense, lazy, half = (sum(e) / len(e) for e in errors)
     assert lazy < 1.1 * dense
     assert half < 1.1 * dense
+
+
+def test_no_row_sleeps_long_and_all_move_as_by_dense_adam() -> None:
+    """The same gradients, of few rows each, given whole and as the touched rows alone."""
+    torch.manual_seed(0)
+    coders = [_wide_trainer(ema=None, moments="float32") for _ in range(2)]
+    start = coders[0].coder.W_enc_FD.detach().clone()
+    for step in range(1, 4 * WAKE_EVERY + 1):
+        touched = torch.randperm(512)[:48].sort().values
+        values = torch.randn(48, 16)
+        for trainer, whole in zip(coders, (True, False), strict=True):
+            grad = torch.sparse_coo_tensor(touched[None], values, (512, 16), is_coalesced=True)
+            trainer.coder.W_enc_FD.grad = grad.to_dense() if whole else grad
+            trainer.optimizer.step(rate=1e-3)
+        asleep = (coders[1].optimizer.updated["W_enc_FD"] < step).any()
+        assert bool(asleep) is (step % WAKE_EVERY != 0)
+    dense, lazy = (trainer.coder.W_enc_FD.detach() for trainer in coders)
+    # what is caught up takes the bias correction as it is now, which falls fast in the first steps
+    assert (lazy - dense).norm() < 0.05 * (dense - start).norm()
 
 
 def test_a_wide_coder_with_an_average_resumes_bit_for_bit() -> None:
