@@ -1,6 +1,6 @@
 """A TopK training step of Loupe against its peers, side by side in one run (`make bench`).
 
-    python -m benchmarks.train_step [--quick] [--widths 16384,32768,131072] [--minutes 34]
+    python -m benchmarks.train_step [--quick] [--widths 16384,32768,131072] [--minutes 28]
                                     [--missing] [--device cuda] [--out benchmarks/results.json]
 
 A step is forward, backward, projection of the decoder's gradient, Adam and renormalisation, as
@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--auxk", default="off,on", help="off, on, or both")
-    parser.add_argument("--minutes", type=float, default=34.0, help="for all cases together")
+    parser.add_argument("--minutes", type=float, default=28.0, help="for all cases together")
     parser.add_argument("--rounds", type=int, help="exactly so many; default: what the time allows")
     parser.add_argument("--quick", action="store_true", help="F=16384 only, 3 rounds")
     parser.add_argument("--missing", action="store_true", help="only cases that --out has not")
@@ -129,15 +129,14 @@ def measure(
 
 
 def wants_round(done: int, wanted: int | None, passed: float, budget: float) -> bool:
-    """Rounds while there is time for them; up to `LEAST_ROUNDS` a quarter more than the budget.
+    """Rounds while there is time for one more; up to `LEAST_ROUNDS` a quarter over the budget.
 
     The first round also builds and warms up: it counts as two.
     """
     if wanted or not done:
         return done < (wanted or 1)
-    if done < LEAST_ROUNDS:
-        return passed < 1.25 * budget
-    return done < MOST_ROUNDS and passed + passed / (done + 1) < budget
+    allowed = 1.25 * budget if done < LEAST_ROUNDS else budget
+    return done < MOST_ROUNDS and passed + passed / (done + 1) < allowed
 
 
 def row(
