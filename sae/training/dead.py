@@ -21,6 +21,7 @@ class DeadLatents:
 
     def update(self, codes: Codes) -> None:
         """Counts a batch of tokens. An entry with activation 0 is not a firing."""
+        # Sums of ones are exact in any order, so that atomics on CUDA do no harm.
         firing_N = (codes.acts_N.detach() > 0).float()
         fired_F = torch.zeros_like(self.silent_F, dtype=torch.float32)
         fired_F.index_add_(0, codes.support.indices_N, firing_N)
@@ -53,7 +54,8 @@ def auxk_step(
     the dead latents alone. (Latents that tie for the last place all count in the dense form.)
 
     Adds `coefficient` times the gradient to what is in the coder's `.grad`, and returns the
-    value. `candidates` is the precision in which the k best are looked for. All work is on the dead rows: nothing here is as wide as the dictionary.
+    value. `candidates` is the precision in which the k best are looked for. All work is on the dead
+    rows: nothing here is as wide as the dictionary.
     """
     weights = (coder.W_enc_FD, coder.b_enc_F, coder.W_dec_FD)
     W_enc, b_enc, W_dec = own = [w.detach()[dead].requires_grad_() for w in weights]
@@ -87,7 +89,10 @@ def _dense_estimate(
 
 
 def _add_rows(weight: Tensor, rows: Tensor, values: Tensor) -> None:
-    """weight.grad[rows] += values; either gradient may hold the touched rows alone."""
+    """weight.grad[rows] += values; either gradient may hold the touched rows alone.
+
+    No row comes twice, so that the sums do not depend on the order of threads.
+    """
     if values.is_sparse:
         rows, values = rows[values._indices()[0]], values._values()
     if weight.grad is None:
