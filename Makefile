@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BROWSE ?= 1
 PYTEST_ARGS ?=
 
-.PHONY: demo test torture lint peers peer-sae-lens bench bench-quality bench-recovery bench-harvest gallery screenshots clean
+.PHONY: demo test test-gpu torture lint peers peer-sae-lens bench bench-quality bench-recovery bench-harvest gallery screenshots clean
 
 demo: $(VENV)/installed
 ifeq ($(BROWSE),0)
@@ -16,6 +16,10 @@ endif
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What only a CUDA device can show; without one all of it is skipped, which is said.
+test-gpu: $(VENV)/installed
+	$(BIN)/python -m pytest -m gpu -rs tests/kernels tests/training $(PYTEST_ARGS)
 
 # Kills, damage and full disks at random, with a table of what came of them; TORTURE=full for more.
 torture: $(VENV)/installed

@@ -25,7 +25,7 @@ class ModelConfig(Section):
         default="pocket", description="`pocket`, a folder in Hugging Face layout, a hub id"
     )
     device: str | None = Field(
-        default=None, description="cpu, cuda, mps; default: the best there is"
+        default=None, description="cpu, cuda, cuda:N or mps (untried); default: cuda, or else cpu"
     )
     dtype: str | None = Field(
         default=None, description="float32 or bfloat16; default: bfloat16 if native"

@@ -1,13 +1,15 @@
 """Shared fixtures: a tiny GPT-2 on disk, a tiny store, and the option for files beside the repo."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 # Without a GPU, Triton's kernels are proven by its interpreter. Triton asks for this when it is
-# first imported, and torch may import it before any test does.
-if not Path("/dev/nvidiactl").exists():
+# first imported, which torch does only when it compiles.
+if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -19,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder with corpus/ and gpt2-tokenizer/, for tests at GPT-2's true shape",
     )
     parser.addoption("--run", type=Path, default=None, help="a finished run to check coders of")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if find_spec("triton") is None:
+        terminalreporter.write_line("Triton is not installed: its kernels were not tested.")
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +46,6 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of 2 blocks x 32, context 32, with a byte-level BPE of its own, on disk."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -94,6 +100,7 @@ def tiny_settings(folder: Path, model: Path, corpus: Path) -> list[str]:
     return [
         f"folder={folder}",
         f"model.name={model}",
+        "model.device=cpu",  # equal runs are compared to the bit, with and without a GPU
         "model.dtype=float32",
         f"corpus.source={corpus}",
         "corpus.train_tokens=6000",

@@ -1,6 +1,7 @@
 """Which device to compute on, and in which precision, when the user did not say."""
 
 import torch
+from torch import Tensor
 
 from sae.base.errors import UserError
 
@@ -8,9 +9,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """CUDA, or else the CPU. MPS is for those who name it: nothing was ever run on it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -23,8 +23,18 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The same numbers in float64, where they are; on the CPU where that is MPS, which has none."""
+    return tensor.to(float64_device(tensor.device)).double()
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def parse_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, None being the best there is. Raises `UserError` if it is not."""
+    """The device of that name, None being `default_device()`. Raises `UserError` if it is not."""
     try:
         chosen = torch.device(device or default_device())
     except RuntimeError:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sae.base.errors import UserError
-from sae.kernels import Codes, Kernels, Support, get_kernels
+from sae.kernels import Codes, Kernels, Support, kernels_for
 
 
 class Forward:
@@ -126,7 +126,7 @@ class Coder(nn.Module, ABC):
 
         Architectures whose codes are not ReLU(pre-activation) at their support define it anew.
         """
-        kernels = get_kernels(device=x_BD.device)
+        kernels = kernels_for(self.W_enc_FD)
         return self._codes_at(x_BD, self.select(x_BD - self.input_centre()), kernels)
 
     @property
@@ -145,7 +145,7 @@ class Coder(nn.Module, ABC):
 
     def decode(self, codes: Codes, x_BD: Tensor | None = None) -> Tensor:
         """Reconstruction (B, D). `x_BD`, the coder's input, matters to skip connections alone."""
-        kernels = get_kernels(device=self.W_dec_FD.device)
+        kernels = kernels_for(self.W_dec_FD)
         return kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
 
     def forward(self, x_BD: Tensor) -> Tensor:

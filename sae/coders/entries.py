@@ -62,7 +62,7 @@ class SparseEntries:
     kernels: Kernels
 
     def of_latents(self, values_F: Tensor) -> Tensor:
-        return values_F.index_select(0, self.support.indices_N)
+        return self.kernels.of_latents(values_F, self.support)
 
     def decode(self, acts: Tensor, W_dec_FD: Tensor) -> Tensor:
         return self.kernels.decode(acts, W_dec_FD, self.support)

@@ -89,7 +89,10 @@ class MatchingPursuit(Coder):
 
 
 def _merged(values_BT: Tensor, indices_BT: Tensor, width: int) -> Codes:
-    """Codes of the steps; those of a row that chose the same latent add up in the first of them."""
+    """Codes of the steps; those of a row that chose the same latent add up in the first of them.
+
+    (Without `stop_on_duplicate_support`, three of them may add up in any order on CUDA.)
+    """
     slots_BT = torch.arange(values_BT.shape[1], device=values_BT.device).expand_as(indices_BT)
     sorted_BT, order_BT = indices_BT.sort(dim=1, stable=True)
     begins_BT = torch.ones_like(sorted_BT, dtype=torch.bool)
@@ -136,7 +139,7 @@ class _Pursuit(torch.autograd.Function):
             residual_BD = torch.addcmul(residual_BD, value_B1, row_BD)
             into_B1 = grad_BT[:, step, None] - torch.linalg.vecdot(grad_r_BD, row_BD)[:, None]
             into_B1 = into_B1 * (value_B1 > 0)
-            grad_W_FD.index_add_(0, index_B, into_B1 * residual_BD - value_B1 * grad_r_BD)
+            _add_rows(grad_W_FD, index_B, into_B1 * residual_BD - value_B1 * grad_r_BD)
             grad_r_BD = torch.addcmul(grad_r_BD, into_B1, row_BD)
         return grad_r_BD, grad_W_FD, None, None, None
 
@@ -164,6 +167,16 @@ def _run(
         if not bool(going_B.any()):
             break
     return values_BT[:, : step + 1], indices_BT[:, : step + 1], residual_BD
+
+
+def _add_rows(out_FD: Tensor, index_B: Tensor, values_BD: Tensor) -> None:
+    """out[index] += values, in the same order every time. On a CPU `index_add_` goes through the
+    rows one by one; elsewhere it does not, and what does (`index_put_` sorts) is slow on a CPU.
+    """
+    if out_FD.device.type == "cpu":
+        out_FD.index_add_(0, index_B, values_BD)
+    else:
+        out_FD.index_put_((index_B,), values_BD, accumulate=True)
 
 
 def _widened(values_BT: Tensor, steps: int) -> Tensor:

@@ -12,6 +12,7 @@ much is lost in the amounts and how much in the choice. Both work on rows in chu
 import torch
 from torch import Tensor
 
+from sae.base.devices import float64_device, in_float64
 from sae.base.errors import UserError
 from sae.coders.contract import Coder
 from sae.coders.nonnegative import solve_nonnegative, solve_spd
@@ -61,13 +62,14 @@ def least_squares(
     solve = solve_nonnegative if nonnegative else solve_spd
     acts = []
     for rows in torch.arange(support.rows, device=x_BD.device).split(_rows(widest * len(W_FD[0]))):
-        used = used_BK[rows]
-        atoms_BKD = W_FD[indices_BK[rows]].double() * used[..., None]
+        atoms_BKD = in_float64(W_FD[indices_BK[rows]])
+        used = used_BK[rows].to(atoms_BKD.device)
+        atoms_BKD = atoms_BKD * used[..., None]
         gram = atoms_BKD @ atoms_BKD.mT
         gram.diagonal(dim1=-2, dim2=-1).add_((~used).double())  # padding solves itself, to 0
-        target_BK = (atoms_BKD @ x_BD[rows].double()[..., None])[..., 0]
+        target_BK = (atoms_BKD @ in_float64(x_BD[rows])[..., None])[..., 0]
         acts.append(solve(gram, target_BK)[used])
-    return Codes(torch.cat(acts).to(x_BD.dtype), support)
+    return Codes(torch.cat(acts).to(x_BD.dtype).to(x_BD.device), support)
 
 
 @torch.no_grad()
@@ -88,6 +90,8 @@ def orthogonal_matching_pursuit(
     _check(x_BD, W_FD)
     if not 1 <= k <= len(W_FD):
         raise UserError(f"k is {k}; it must lie between 1 and the dictionary's width, {len(W_FD)}.")
+    home, there = x_BD.device, float64_device(x_BD.device)
+    x_BD, W_FD = x_BD.to(there), W_FD.to(there)
     norms_F = W_FD.norm(dim=1)
     unit_FD = W_FD / norms_F.clamp_min(torch.finfo(W_FD.dtype).tiny)[:, None]
     k = min(k, W_FD.shape[1]) if not nonnegative else k
@@ -95,10 +99,12 @@ def orthogonal_matching_pursuit(
     parts = [_Pursuit(x, unit_FD, k, nonnegative).run(tolerance) for x in x_BD.split(size)]
     indices_BK, acts_BK, used_BK = (torch.cat([part[i] for part in parts]) for i in range(3))
     acts_BK = acts_BK / norms_F[indices_BK].clamp_min(torch.finfo(W_FD.dtype).tiny)
+    found = indices_BK, acts_BK.to(x_BD.dtype), used_BK
+    indices_BK, acts_BK, used_BK = (part.to(home) for part in found)
     if bool(used_BK.all()):
-        return Codes.fixed(acts_BK.to(x_BD.dtype), indices_BK, len(W_FD))
+        return Codes.fixed(acts_BK, indices_BK, len(W_FD))
     used = Support.of_counts(indices_BK[used_BK], used_BK.sum(1), len(W_FD))
-    return Codes(acts_BK[used_BK].to(x_BD.dtype), used)
+    return Codes(acts_BK[used_BK], used)
 
 
 class _Pursuit:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
-from sae.kernels import Codes, Kernels, Support, get_kernels
+from sae.kernels import Codes, Kernels, Support, kernels_for
 
 
 class Switch(Coder):
@@ -65,10 +65,10 @@ class Switch(Coder):
 
     def select(self, centred_BD: Tensor) -> Support:
         expert_B = self.route(centred_BD + self.b_dec_D).argmax(dim=1)
-        return self._select_in(centred_BD, expert_B, get_kernels(device=centred_BD.device), None)
+        return self._select_in(centred_BD, expert_B, kernels_for(self.W_enc_FD), None)
 
     def infer(self, x_BD: Tensor) -> Codes:
-        return self._routed(x_BD, get_kernels(device=x_BD.device), None)[0]
+        return self._routed(x_BD, kernels_for(self.W_enc_FD), None)[0]
 
     def training_forward(
         self, x_BD: Tensor, kernels: Kernels, candidates: torch.dtype | None = None

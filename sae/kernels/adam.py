@@ -82,13 +82,18 @@ def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
     return float((gradient.values.square().sum(dim=1) - along.square()).clamp_min(0).sum())
 
 
+def sleep_factors(slept_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows that slept so many steps, (U,) each: Σ_{j=1..n} (β1/√β2)^j, β1^n and β2^n."""
+    slept = slept_U.to(dtype)
+    return PULL * (1 - PULL**slept) / (1 - PULL), BETA1**slept, BETA2**slept
+
+
 def _caught_up(
     w: Tensor, m: Tensor, v: Tensor, slept_U: Tensor, step: AdamStep
 ) -> tuple[Tensor, Tensor, Tensor]:
-    slept = slept_U.to(w.dtype)[:, None]
-    moves = PULL * (1 - PULL**slept) / (1 - PULL)
+    moves, fade_m, fade_v = (t[:, None] for t in sleep_factors(slept_U, w.dtype))
     towards = m / (v.sqrt() * step.root_correction + step.eps)
-    return w - step.step_size * moves * towards, m * BETA1**slept, v * BETA2**slept
+    return w - step.step_size * moves * towards, m * fade_m, v * fade_v
 
 
 def _unit(w: Tensor) -> Tensor:

@@ -42,11 +42,24 @@ class EncodeAt(torch.autograd.Function):
         grad_W = rows_gradient(grad_N, centred_BD, support, kernels) if wants_W else None
         grad_b = grad_b_dec = None
         if wants_b or wants_b_dec:
-            grad_b = grad_N.new_zeros(support.width).index_add_(0, support.indices_N, grad_N)
+            grad_b = kernels.latent_totals(grad_N, support)
         if wants_b_dec:
             # −Σ_b ∂/∂x_b needs no row of its own: the per-latent sums are already there.
             grad_b_dec = -(grad_b @ W_FD)
         return grad_x, grad_b_dec, grad_W, grad_b, None, None, None
+
+
+class OfLatents(torch.autograd.Function):
+    """values[i] for each entry (b, i) of a support."""
+
+    @staticmethod
+    def forward(ctx: Any, values_F: Tensor, support: Support, kernels: "Kernels") -> Tensor:
+        ctx.support, ctx.kernels = support, kernels
+        return values_F.index_select(0, support.indices_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.kernels.latent_totals(grads[0].contiguous(), ctx.support), None, None
 
 
 class Decode(torch.autograd.Function):

@@ -16,7 +16,6 @@ from sae.kernels.parallel import even_cuts, for_ranges, sum_over_ranges
 
 CHUNK_VALUES = 1 << 25  # values of the dense (rows, F) scores that exist at a time
 MIN_CHUNK_ROWS = 256  # fewer, and packing W costs more than multiplying by it
-SLACK = 8  # runners-up of a low-precision product that are scored again
 
 
 def row_topk(
@@ -28,8 +27,8 @@ def row_topk(
     dtype = dtype or W_FD.dtype
     candidates = k
     if dtype is not W_FD.dtype:
-        candidates = min(k + SLACK, len(W_FD))
-        x_BD, b_F = _centred(x_BD, W_FD, b_F)
+        candidates = min(k + sparse.SLACK, len(W_FD))
+        x_BD, b_F = sparse.centred(x_BD, W_FD, b_F)
     W_low, x_low = W_FD.to(dtype), x_BD.to(dtype)
     index_BK = torch.empty(len(x_BD), k, dtype=torch.int64)
     pre_BK = torch.empty(len(x_BD), k)
@@ -49,19 +48,6 @@ def row_topk(
             ),
         )
     return index_BK, pre_BK
-
-
-def _centred(x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> tuple[Tensor, Tensor]:
-    """The same x · W + b as (x − m) · W + (b + m · W), m the rows' mean, where m is large.
-
-    Coders that take their input as it is (transcoders) would lose to the rounding of m · W what
-    tells latents apart.
-    """
-    mean_D = x_BD.mean(dim=0)
-    spread = x_BD.square().sum() / len(x_BD) - mean_D.square().sum()
-    if mean_D.square().sum() <= spread:
-        return x_BD, b_F
-    return x_BD - mean_D, b_F + W_FD @ mean_D
 
 
 def gathered_dots(x_BD: Tensor, W_FD: Tensor, support: Support) -> Tensor:
@@ -105,6 +91,11 @@ def latents_sum(values_N: Tensor, x_BD: Tensor, support: Support) -> Tensor:
     """(F, D): for each latent, the sum of its tokens' x rows times their values."""
     order_N, row_N, offsets_F1 = _latent_major(support)
     return _weighted_sums(values_N, _numpy(order_N), row_N, x_BD, offsets_F1)
+
+
+def latent_totals(values_N: Tensor, support: Support) -> Tensor:
+    """(F,): for each latent, the sum of its entries' values; on a CPU torch adds one by one."""
+    return values_N.new_zeros(support.width).index_add_(0, support.indices_N, values_N)
 
 
 def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: AdamStep) -> None:

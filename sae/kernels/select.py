@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae.kernels.codes import Support
-from sae.kernels.dispatch import Kernels, get_kernels
+from sae.kernels.dispatch import Kernels, kernels_for
 
 CHUNK_VALUES = 1 << 26  # values of the dense (rows, F) scores that exist at a time
 
@@ -29,7 +29,7 @@ def select_topk(
 
     `dtype` is the precision of the product in which candidates are looked for.
     """
-    kernels = kernels or get_kernels("auto", x_BD.device)
+    kernels = kernels or kernels_for(W_FD)
     with torch.no_grad():
         index_BK, pre_BK = kernels.row_topk(x_BD, W_FD, b_F, k, dtype)
     return Support.fixed(index_BK, len(W_FD), pre_BK)
@@ -48,8 +48,10 @@ def select_batchtopk(
     Bussmann et al. 2024, "BatchTopK Sparse Autoencoders". Candidates are the 2k best of each
     row; rows that may hold more are searched whole, so the result is that of a global top-k.
     """
-    kernels = kernels or get_kernels("auto", x_BD.device)
+    kernels = kernels or kernels_for(W_FD)
     rows, width = len(x_BD), len(W_FD)
+    if not rows:
+        return Support.of_mask(torch.zeros(0, width, dtype=torch.bool, device=x_BD.device)), 0.0
     with torch.no_grad():
         each = min(width, 2 * k)
         index_BC, pre_BC = kernels.row_topk(x_BD, W_FD, b_F, each, dtype)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from sae.kernels.codes import Support
 
-CHUNK_VALUES = 1 << 26  # values of the dense (rows, F) scores that exist at a time
 SLACK = 8  # runners-up of a low-precision product that are scored again
+BIAS_COLUMNS = 8  # that a product gets for the bias: two, and a width that matrix units like
 
 with warnings.catch_warnings():
     # torch says once per process that CSR tensors are in beta; say it here, unheard.
@@ -32,20 +32,66 @@ def row_topk(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.row_topk`; candidates come from a product in `dtype`, `dots` scores them."""
     dtype = dtype or W_FD.dtype
-    slack = 0 if dtype is W_FD.dtype else min(SLACK, len(W_FD) - k)
-    W_low, b_low, x_low = W_FD.to(dtype), b_F.to(dtype), x_BD.to(dtype)
-    rows = max(1, CHUNK_VALUES // len(W_FD))
-    found = [
-        torch.addmm(b_low, x, W_low.T).topk(k + slack, dim=1, sorted=False)
-        for x in x_low.split(rows)
-    ]
+    low = dtype is not W_FD.dtype
+    candidates = k
+    x, W = x_BD, W_FD
+    if low:
+        candidates = min(k + SLACK, len(W_FD))
+        x_BD, b_F = centred(x_BD, W_FD, b_F)
+        x, W = _lowered(x_BD, W_FD, b_F, dtype)
+    found = []
+    for part in x.split(max(1, chunk_values(x.device) // len(W))):
+        scores = part @ W.T if low else torch.addmm(b_F, part, W.T)
+        found.append(scores.topk(candidates, dim=1, sorted=False))
     index_BC = torch.cat([f.indices for f in found])
-    if dtype is W_FD.dtype:
+    if not low:
         return index_BC, torch.cat([f.values for f in found])
     support = Support.fixed(index_BC, len(W_FD))
     pre_BC = (dots or gathered_dots)(x_BD, W_FD, support).view_as(index_BC) + b_F[index_BC]
     best = pre_BC.topk(k, dim=1, sorted=False)
     return index_BC.gather(1, best.indices), best.values
+
+
+def centred(x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> tuple[Tensor, Tensor]:
+    """The same x · W + b as (x − m) · W + (b + m · W), m the rows' mean, where m is large.
+
+    Coders that take their input as it is (transcoders) would lose to the rounding of m · W, in a
+    product of low precision, what tells latents apart.
+    """
+    mean_D = x_BD.mean(dim=0)
+    spread = x_BD.square().sum() / len(x_BD) - mean_D.square().sum()
+    if mean_D.square().sum() <= spread:
+        return x_BD, b_F
+    return x_BD - mean_D, b_F + W_FD @ mean_D
+
+
+def chunk_values(device: torch.device) -> int:
+    """Values of the dense (rows, F) scores that exist at a time.
+
+    Each chunk reads all of W, so that a wide dictionary wants many rows: on CUDA up to a sixteenth
+    of the memory, in float32. Of all of it, not of what is free: a chunk's size may decide how a
+    product is rounded, and must be the same after a resume. Within 32 bits of index.
+    """
+    if device.type != "cuda":
+        return 1 << 26
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(1 << 30, max(1 << 26, memory // 64))
+
+
+def _lowered(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x and W in `dtype`, widened so that their product has the bias in it, with twice its digits.
+
+    W gets columns with the bias and with what the rounding took of it, x gets ones. Rounded once,
+    a bias would move scores by as much as their own rounding does.
+    """
+    columns = W_FD.shape[1]
+    x = x_BD.new_empty(len(x_BD), columns + BIAS_COLUMNS, dtype=dtype)
+    W = W_FD.new_empty(len(W_FD), columns + BIAS_COLUMNS, dtype=dtype)
+    x[:, :columns], W[:, :columns] = x_BD, W_FD
+    x[:, columns:], W[:, columns:] = 1, 0
+    W[:, columns] = b_F
+    W[:, columns + 1] = b_F - W[:, columns].to(b_F.dtype)
+    return x, W
 
 
 def gathered_dots(x_BD: Tensor, W_FD: Tensor, support: Support) -> Tensor:

@@ -19,7 +19,7 @@ def load_lm(
 ) -> LanguageModel:
     """Loads `"pocket"` (embedded), a local folder in Hugging Face layout, or a hub id.
 
-    `device` defaults to CUDA, then Apple's MPS, then the CPU; `dtype` to bfloat16 where the
+    `device` defaults to CUDA, or else the CPU; `dtype` to bfloat16 where the
     hardware computes in it, else float32. Raises `UserError` if there is no such GPT-2.
     """
     chosen = parse_device(device)

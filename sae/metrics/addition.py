@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sae.base.devices import in_float64
 from sae.coders import Coder
 from sae.lm.modular_addition import ModularAddition, check_site
 from sae.metrics import fourier
@@ -144,7 +145,7 @@ def random_latents(coder: Coder, x_GD: Tensor, seed: int) -> LatentFrequencies:
     """As many random directions, each firing as often as a latent of the coder does on average."""
     rows_FD = torch.randn(coder.W_enc_FD.shape, generator=torch.Generator().manual_seed(seed))
     pre_GF = ((x_GD - x_GD.mean(0)) @ rows_FD.T).numpy()
-    density = float(coder.encode(x_GD).l0().double().mean()) / coder.d_sae
+    density = float(in_float64(coder.encode(x_GD).l0()).mean()) / coder.d_sae
     threshold_F = np.quantile(pre_GF, 1 - density, axis=0)
     acts_GF = np.where(pre_GF > threshold_F, pre_GF, 0.0)
     p = round(len(x_GD) ** 0.5)
@@ -198,8 +199,8 @@ def _reconstruction(
     coder: Coder, x_GD: Tensor, acts_GF: npt.NDArray[np.floating]
 ) -> dict[str, float]:
     with torch.no_grad():
-        error = (x_GD - coder(x_GD)).double()
-    centred = x_GD.double() - x_GD.double().mean(0)
+        error = in_float64(x_GD - coder(x_GD))
+    centred = in_float64(x_GD) - in_float64(x_GD).mean(0)
     return {
         "ev": float(1 - error.square().sum() / centred.square().sum()),
         "l0": float((acts_GF != 0).sum(1).mean()),

@@ -121,10 +121,10 @@ class CopyingBench:
                 logits_STV = head(hidden_STD[:, part]).float()
                 target_ST = tokens_ST[:, part.start + 1 : part.stop + 1].to(logits_STV.device)
                 losses = F.cross_entropy(logits_STV.mT, target_ST, reduction="none")
-                found[name].append(losses.double().mean(1).cpu())
+                found[name].append(losses.cpu().double().mean(1))
                 if name == "second":
-                    right = (logits_STV.argmax(-1) == target_ST).double().mean(1)
-                    found["copied"].append(right.cpu())
+                    right = (logits_STV.argmax(-1) == target_ST).cpu()
+                    found["copied"].append(right.double().mean(1))
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
     def clean(self) -> dict[str, Any]:

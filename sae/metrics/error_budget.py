@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sae.base.devices import in_float64
 from sae.coders import Coder, Codes, Support
 from sae.coders.refit import least_squares, orthogonal_matching_pursuit
-from sae.kernels import get_kernels
+from sae.kernels import kernels_for
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls.base import best_scale
 from sae.metrics.reconstruction import total_variance
@@ -101,7 +102,7 @@ def _errors(
     wanted_BD = held.wanted_BD - _without_codes(coder, held.given_BD)
     W_FD = coder.W_dec_FD.detach()
     nonnegative = bool((codes.acts_N >= 0).all())
-    active = max(1, round(float(codes.l0().double().mean())))
+    active = max(1, round(float(in_float64(codes.l0()).mean())))
     first_BD = _decode(codes, W_FD)
     scale = best_scale(wanted_BD, first_BD)
     _, indices_N, offsets_B1 = codes.ragged()  # latents that are chosen but 0 are not active
@@ -146,7 +147,7 @@ def _without_codes(coder: Coder, given_BD: Tensor) -> Tensor:
 
 
 def _decode(codes: Codes, W_FD: Tensor) -> Tensor:
-    return get_kernels(device=W_FD.device).decode(codes.acts_N, W_FD, codes.support)
+    return kernels_for(W_FD).decode(codes.acts_N, W_FD, codes.support)
 
 
 def _revived(W_FD: Tensor, silent: Tensor, left_BD: Tensor, seed: int) -> Tensor:
@@ -172,8 +173,8 @@ def _linear_part(given_BD: Tensor, error_BD: Tensor, unit_B: Tensor) -> Tensor:
     for fold in range(FOLDS):
         fit_B, use_B = fold_B != fold, fold_B == fold
         if bool(fit_B.any()) and bool(use_B.any()):
-            predict = _ridge(given_BD[fit_B].double(), error_BD[fit_B].double())
-            found_BD[use_B] = predict(given_BD[use_B].double()).to(error_BD.dtype)
+            predict = _ridge(in_float64(given_BD[fit_B]), in_float64(error_BD[fit_B]))
+            found_BD[use_B] = predict(in_float64(given_BD[use_B])).to(error_BD)
     return found_BD
 
 

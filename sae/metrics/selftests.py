@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae.base.devices import in_float64
 from sae.coders import Coder, make_coder
 from sae.metrics import fidelity
 from sae.metrics.identity import identities
@@ -63,7 +64,7 @@ def run_self_tests(
 
 
 def _scored(batches: Iterable[Batch]) -> Tensor:
-    return torch.cat([b.x_BD[b.scored_B.to(b.x_BD.device)] for b in batches]).double()
+    return in_float64(torch.cat([b.x_BD[b.scored_B.to(b.x_BD.device)] for b in batches]))
 
 
 def mean_predictor(batches: list[Batch], centre_D: Tensor) -> SelfTest:
@@ -115,7 +116,7 @@ def oracle_dictionary(width: int = 32, active: int = 4, rows: int = 2048) -> Sel
     firings = Firings(width, 1, oracle.W_dec_FD.norm(dim=1))
     terms = firings.add(oracle.encode(x_BD), batch.unit_B, everything)
     ev = score(oracle, [batch], torch.zeros(width))["ev"]
-    off = [abs(1 - ev), abs(float(terms["l0"].double().mean()) - active)]
+    off = [abs(1 - ev), abs(float(in_float64(terms["l0"]).mean()) - active)]
     off += [abs(1 - float(firings.alive_F.mean())), abs(float(firings.density_F.sum()) - active)]
     return SelfTest(
         "oracle_dictionary", max(off), 1e-5, "the true dictionary must have EV 1 and the true L0"

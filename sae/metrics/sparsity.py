@@ -34,7 +34,7 @@ class Firings:
         acts_N, indices_N, offsets_B1 = codes.ragged()
         l0_B = offsets_B1.diff()
         row_N = torch.repeat_interleave(l0_B).cpu()
-        weighted_N = (acts_N.abs() * self.norms_F[indices_N]).double().cpu()
+        weighted_N = (acts_N.abs() * self.norms_F[indices_N]).cpu().double()
         l1_B = torch.zeros(len(l0_B), dtype=torch.float64).index_add_(0, row_N, weighted_N)
         counted_N = scored_B[row_N]
         self._count(indices_N.cpu()[counted_N], row_N[counted_N], unit_B, scored_B)

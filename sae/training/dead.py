@@ -21,6 +21,7 @@ class DeadLatents:
 
     def update(self, codes: Codes) -> None:
         """Counts a batch of tokens. An entry with activation 0 is not a firing."""
+        # Sums of ones are exact in any order, so that atomics on CUDA do no harm.
         firing_N = (codes.acts_N.detach() > 0).float()
         fired_F = torch.zeros_like(self.silent_F, dtype=torch.float32)
         fired_F.index_add_(0, codes.support.indices_N, firing_N)
@@ -88,7 +89,10 @@ def _dense_estimate(
 
 
 def _add_rows(weight: Tensor, rows: Tensor, values: Tensor) -> None:
-    """weight.grad[rows] += values; either gradient may hold the touched rows alone."""
+    """weight.grad[rows] += values; either gradient may hold the touched rows alone.
+
+    No row comes twice, so that the sums do not depend on the order of threads.
+    """
     if values.is_sparse:
         rows, values = rows[values._indices()[0]], values._values()
     if weight.grad is None:

@@ -83,7 +83,7 @@ class Resampler:
     def _gather(self, step: int, x_BD: Tensor, forward: Forward, capacity: int) -> None:
         """Merges a batch into the reservoir of the `capacity` smallest keys, in their order."""
         error_B = (x_BD - forward.x_hat_BD).square().sum(dim=1)
-        loss_B = (error_B + self.coder.row_penalty(forward.codes)).double().cpu()
+        loss_B = (error_B + self.coder.row_penalty(forward.codes)).cpu().double()
         # Not torch's generator: it reads only 32 bits of a seed, too few for two numbers.
         rng = np.random.default_rng([self.settings.seed % 2**32, step])
         drawn_B = torch.from_numpy(rng.exponential(size=len(x_BD)))

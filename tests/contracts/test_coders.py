@@ -10,6 +10,7 @@ from sae.base.errors import UserError
 from sae.coders import (
     ARCHITECTURES,
     Coder,
+    Codes,
     TwoSites,
     entries,
     load_coder,
@@ -20,6 +21,7 @@ from sae.coders.gated import Gated
 from sae.coders.jumprelu import JumpReLU
 from sae.coders.registry import TRAINABLE
 from sae.kernels import get_kernels
+from tests.kernels.places import PLACES, kernels_at
 
 D, F, B = 12, 40, 64
 OPTIONS = {
@@ -116,19 +118,39 @@ def test_codes_are_not_negative_and_decode_linearly(architecture: str) -> None:
 def test_backends_train_alike(architecture: str, rows: int) -> None:
     """Three rows touch few latents: gradients of their rows alone are the whole ones."""
     found = []
-    for backend in ("reference", "sparse", "cpu"):
+    for backend, device in [("reference", "cpu"), *PLACES]:
         coder, x_BD = make_trained(architecture)
-        coder, x_BD = coder.double(), x_BD.double()[:rows]
-        forward = coder.training_forward(x_BD, get_kernels(backend))  # pyright: ignore
-        square, residual_BD = forward.error(torch.ones(rows, coder.d_out, dtype=torch.float64))
+        coder, x_BD = coder.to(device, torch.float64), x_BD[:rows].to(device, torch.float64)
+        forward = coder.training_forward(x_BD, kernels_at(backend, device))
+        square, residual_BD = forward.error(x_BD.new_ones(rows, coder.d_out))
         (square + (forward.penalty or 0)).backward()
         torch.testing.assert_close(residual_BD, (1 - forward.x_hat_BD).detach())
         gradients = [p.grad for p in coder.parameters() if p.requires_grad]
         whole = [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
-        found.append([square.detach(), *whole])
+        found.append([g if g is None else g.detach().cpu() for g in (square, *whole)])
     truth, *others = found
     for ours in others:
         torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_coder_works_in_every_dtype(architecture: str, dtype: torch.dtype) -> None:
+    """Kernels are chosen by dtype; a half-precision coder stays near to itself in float64."""
+    coder, x_BD = make_trained(architecture)
+    coder, x_BD = coder.for_inference().to(dtype), x_BD.to(dtype)
+    exact = copy.deepcopy(coder).double()
+    codes = coder.encode(x_BD)
+    found_BD = coder.decode(codes, x_BD)
+    assert codes.acts_N.dtype == found_BD.dtype == dtype
+    assert codes.acts_N.count_nonzero() > 0
+    same = Codes(codes.acts_N.double(), codes.support)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        found_BD.double(), exact.decode(same, x_BD.double()), rtol=8 * eps, atol=32 * eps
+    )
+    whole_BD = exact(x_BD.double())
+    assert (found_BD - whole_BD).norm() < 0.2 * whole_BD.norm()  # near-ties fall otherwise
 
 
 @pytest.mark.parametrize("architecture", FREE_L0)

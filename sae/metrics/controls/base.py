@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sae.base.devices import in_float64
 from sae.coders import Coder
 from sae.metrics.controls.cache import Cache
 from sae.metrics.reconstruction import CoderLike
@@ -64,10 +65,10 @@ class TrainData:
 
 def matched_l0(coder: CoderLike, data: TrainData) -> int:
     """The coder's own mean L0 on train rows, rounded: what every control is given."""
-    return max(1, round(float(coder.encode(data.some()).l0().double().mean())))
+    return max(1, round(float(in_float64(coder.encode(data.some()).l0()).mean())))
 
 
 def best_scale(target_BD: Tensor, found_BD: Tensor) -> float:
     """The one number c that minimises Σ‖target − c · found‖²; 0 where nothing was found."""
-    found_BD, target_BD = found_BD.double(), target_BD.double()
+    found_BD, target_BD = in_float64(found_BD), in_float64(target_BD)
     return float((target_BD * found_BD).sum() / found_BD.square().sum().clamp_min(1e-30))

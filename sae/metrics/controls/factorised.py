@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.base.errors import UserError
 from sae.coders import Coder, Codes
 from sae.coders.refit import orthogonal_matching_pursuit
-from sae.kernels import get_kernels
+from sae.kernels import kernels_for
 from sae.metrics.controls.base import TrainData
 from sae.metrics.controls.dictionaries import Basis
 
@@ -34,7 +34,7 @@ class Pursued:
         return orthogonal_matching_pursuit(x_BD - self.b_dec_D, self.W_dec_FD, self.k)
 
     def decode(self, codes: Codes, x_BD: Tensor | None = None) -> Tensor:
-        kernels = get_kernels(device=self.W_dec_FD.device)
+        kernels = kernels_for(self.W_dec_FD)
         return kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
 
     def __call__(self, x_BD: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def mean_of(batches: Iterator[Batch]) -> Tensor:
     """(D,) float32 mean of the scored rows."""
     count, total_D = 0, torch.zeros(1, dtype=torch.float64)
     for batch in batches:
-        x_BD = batch.x_BD[batch.scored_B].double()
+        x_BD = batch.x_BD[batch.scored_B].cpu().double()
         count, total_D = count + len(x_BD), total_D + x_BD.sum(0)
     return (total_D / max(1, count)).float()
 
