@@ -21,7 +21,7 @@ FREQUENCY = ("not in the train split", "below 1e-5", "1e-5 to 1e-4", "1e-4 to 1e
 REPETITION = ("new in this context", "seen, after another token", "seen after the same token")
 
 
-def closely(method: str, shared: str, sample: Sample, counts_V: np.ndarray) -> Closely:
+def closely(method: str, sample: Sample, counts_V: np.ndarray) -> Closely:
     """The groups of a sample; `counts_V` says how often each token occurs in the train split."""
     groups = {
         "position": _positions(sample.tokens_ST),
@@ -33,7 +33,7 @@ def closely(method: str, shared: str, sample: Sample, counts_V: np.ndarray) -> C
         "frequency": len(FREQUENCY),
         "repetition": len(REPETITION),
     }
-    return Closely(method, shared, groups, sizes)
+    return Closely(method, groups, sizes)
 
 
 def labels(group: str, size: int) -> list[str]:

@@ -37,13 +37,11 @@ GROUPED = ("count", "ce", "ce_clean", "kl")
 class Closely:
     """A method that is looked at more closely than the others.
 
-    Its sums over the batches that are shared by all methods come under `shared` as well; of all
-    its tokens, sums by group, `groups[name]` being labels (n, T) of the tokens that are read,
-    from 0 to `sizes[name]` - 1.
+    Its sums by group are taken as well, `groups[name]` being labels (n, T) of the tokens that are
+    read, from 0 to `sizes[name]` - 1.
     """
 
     method: str
-    shared: str
     groups: Mapping[str, np.ndarray]
     sizes: Mapping[str, int]
 
@@ -73,40 +71,31 @@ def language_model_sums(
     ablations: Mapping[str, Tensor],
     sample: Sample,
     step: Callable[[int], None] | None = None,
-    every: Mapping[str, int] | None = None,
     source: str | None = None,
     closely: Closely | None = None,
 ) -> dict[str, DocumentSums]:
     """The sums of each method. `ablations` ("zero", "mean") are vectors (D,) that take the place
     of every activation.
 
-    Everything is spliced into the same clean run of the same sequences; a method named in
-    `every` is run on every n-th batch of them only, and all its sums are of those. `step(n)` is
-    told how many sequences are done. With `source`, methods are given the activations at that
-    site and replace those at `site`. Raises `UserError` if the model is not in float32.
+    Everything is spliced into the same clean run of the same sequences. `step(n)` is told how
+    many of them are done. With `source`, methods are given the activations at that site and
+    replace those at `site`. Raises `UserError` if the model is not in float32.
     """
     rest = Continuation(lm, site, source)
     ablated = _Ablations(rest, ablations, sample)
     sums = {name: DocumentSums(sample.units) for name in methods}
-    if closely is not None:
-        sums[closely.shared] = DocumentSums(sample.units)
     done = 0
-    for number, batch in enumerate(_batches(sample, lm.device)):
+    for batch in _batches(sample, lm.device):
         x_STD = rest.start(batch.tokens_ST)
 
         def states(replace: Replace | None, batch: _Batch = batch, x_STD: Tensor = x_STD) -> Tensor:
             return batch.pick(rest.finish(batch.tokens_ST, x_STD, replace))
 
-        turn = [name for name in methods if number % (every or {}).get(name, 1) == 0]
         ablation = {name: ablated.states(name, batch, x_STD) for name in ablations}
-        hidden = {name: states(methods[name]) for name in turn}
-        takers = {name: [sums[name]] for name in turn}
-        if closely is not None and len(turn) == len(methods):
-            takers[closely.method].append(sums[closely.shared])
+        hidden = {name: states(method) for name, method in methods.items()}
         for part, losses in _losses(lm.model.lm_head.weight, states(None), hidden, ablation, batch):
             for name, terms in losses.items():
-                for taker in takers[name]:
-                    taker.add(batch.unit_N[part], **terms)
+                sums[name].add(batch.unit_N[part], **terms)
             if closely is not None:
                 _add_grouped(sums[closely.method], closely, batch, part, losses[closely.method])
         done += len(batch.tokens_ST)

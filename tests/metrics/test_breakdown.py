@@ -13,7 +13,7 @@ def look(rows: list[list[int]], counts: list[int]) -> Closely:
     tokens = np.array(rows)
     sample = Sample.__new__(Sample)
     object.__setattr__(sample, "tokens_ST", tokens)
-    return closely("coder", "shared", sample, np.array(counts))
+    return closely("coder", sample, np.array(counts))
 
 
 def test_repetition_is_of_this_row_and_before_this_token() -> None:
