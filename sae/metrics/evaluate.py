@@ -29,6 +29,7 @@ from sae.metrics.reconstruction import CoderLike
 from sae.metrics.registry import formulas, metrics_of
 from sae.metrics.sample import Part, Sample, draw
 from sae.metrics.scoring import (
+    BY_SEQUENCE,
     CODER,
     RANDOM_ERROR,
     Progress,
@@ -181,7 +182,8 @@ def _numbers(
     names = [name for name in chosen if name != RANDOM_MODEL]
     fitted = fit_controls(coder, train, l0, names, seed, job.tell)
     whole = _activations(job, {CODER: coder}, held.whole, "activations")
-    losses = _losses(job, {CODER: coder}, heard.whole, "losses", by_group=True)[CODER]
+    heard_sums = _losses(job, {CODER: coder}, heard.whole, "losses", by_group=True)
+    losses, by_sequence = heard_sums[CODER], heard_sums[BY_SEQUENCE]
     shared = _shared(job, fitted, held.shared, heard.shared)
     controls = {name: shared.control(name, seed) for name in fitted}
     if RANDOM_MODEL in chosen:
@@ -199,7 +201,7 @@ def _numbers(
         "ladder": ladder(shared.own(seed), controls) if controls else {},
         "error_budget": pursued.pop("parts"),
         "error_budget_details": pursued,
-        "breakdown": breakdown(losses.arrays(), seed),
+        "breakdown": breakdown(losses.arrays(), by_sequence.arrays(), heard.whole.over, seed),
         "curves": {"alive": firings.alive_curve()},
         "histograms": histograms(firings, angles),
         "counted": {

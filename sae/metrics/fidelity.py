@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.metrics.continuation import Continuation, Replace, constant
-from sae.metrics.sample import Sample
+from sae.metrics.sample import MAX_UNITS, Sample
 from sae.metrics.sums import DocumentSums
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ class Closely:
     """A method that is looked at more closely than the others.
 
     Its sums by group are taken as well, `groups[name]` being labels (n, T) of the tokens that are
-    read, from 0 to `sizes[name]` - 1.
+    read, from 0 to `sizes[name]` - 1. A group may hold tokens of a few documents only, so these
+    sums are kept per sequence too, under the name `by_sequence`.
     """
 
     method: str
+    by_sequence: str
     groups: Mapping[str, np.ndarray]
     sizes: Mapping[str, int]
 
@@ -53,6 +55,7 @@ class _Batch:
     tokens_ST: Tensor
     wanted_ST: Tensor  # (S, T - 1) bool: this token and the next are scored
     unit_N: Tensor
+    sequence_N: Tensor  # number within the sample
     part: slice  # of the sample's sequences
 
     @property
@@ -84,6 +87,8 @@ def language_model_sums(
     rest = Continuation(lm, site, source)
     ablated = _Ablations(rest, ablations, sample)
     sums = {name: DocumentSums(sample.units) for name in methods}
+    if closely is not None:
+        sums[closely.by_sequence] = DocumentSums(min(len(sample.tokens_ST), MAX_UNITS))
     done = 0
     for batch in _batches(sample, lm.device):
         x_STD = rest.start(batch.tokens_ST)
@@ -97,7 +102,7 @@ def language_model_sums(
             for name, terms in losses.items():
                 sums[name].add(batch.unit_N[part], **terms)
             if closely is not None:
-                _add_grouped(sums[closely.method], closely, batch, part, losses[closely.method])
+                _add_grouped(sums, closely, batch, part, losses[closely.method])
         done += len(batch.tokens_ST)
         if step is not None:
             step(done)
@@ -111,8 +116,9 @@ def _batches(sample: Sample, device: torch.device) -> Iterator[_Batch]:
         scored_ST = torch.from_numpy(sample.scored_ST[part])
         wanted_ST = scored_ST[:, :-1] & scored_ST[:, 1:]
         unit_N = torch.from_numpy(sample.unit_ST[part])[:, :-1][wanted_ST]
+        sequence_N = start + wanted_ST.nonzero()[:, 0]
         tokens_ST = torch.from_numpy(sample.tokens_ST[part]).to(device)
-        yield _Batch(tokens_ST, wanted_ST.to(device), unit_N, part)
+        yield _Batch(tokens_ST, wanted_ST.to(device), unit_N, sequence_N, part)
 
 
 @torch.inference_mode()
@@ -148,13 +154,22 @@ def _losses(
 
 
 def _add_grouped(
-    sums: DocumentSums, closely: Closely, batch: _Batch, part: slice, terms: dict[str, Tensor]
+    sums: Mapping[str, DocumentSums],
+    closely: Closely,
+    batch: _Batch,
+    part: slice,
+    terms: dict[str, Tensor],
 ) -> None:
     wanted_ST = batch.wanted_ST.cpu()
+    units = {
+        closely.method: batch.unit_N[part],
+        closely.by_sequence: batch.sequence_N[part] % MAX_UNITS,
+    }
     for group, labels_ST in closely.groups.items():
         label_N = torch.from_numpy(labels_ST[batch.part])[:, :-1][wanted_ST][part]
         wanted = {f"{term}@{group}": terms[term] for term in GROUPED}
-        sums.add_grouped(batch.unit_N[part], label_N, closely.sizes[group], **wanted)
+        for name, unit_N in units.items():
+            sums[name].add_grouped(unit_N, label_N, closely.sizes[group], **wanted)
 
 
 @dataclass(frozen=True)

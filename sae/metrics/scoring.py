@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
 CODER, RANDOM_ERROR = "coder", "random error"
+BY_SEQUENCE = "coder by sequence"
 Tell = Callable[[int, int], None]  # done, total
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -133,14 +134,17 @@ def score_losses(
     *,
     by_group: bool = False,
 ) -> dict[str, DocumentSums]:
-    """Losses of the model with each method spliced in; `by_group`: those of the coder by group."""
+    """Losses of the model with each method spliced in.
+
+    `by_group`: those of the coder by group as well, per sequence under `BY_SEQUENCE`.
+    """
     context = sample.store.context
     look = None
     if by_group:
         train = sample.store.rows_of("train")
         tokens = sample.store.tokens(train.start // context, train.stop // context)
         counts_V = np.bincount(tokens.reshape(-1), minlength=lm.vocab_size)
-        look = closely(CODER, sample, counts_V)
+        look = closely(CODER, BY_SEQUENCE, sample, counts_V)
     return fidelity.language_model_sums(
         lm,
         site,

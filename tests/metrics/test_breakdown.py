@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from sae.metrics.bootstrap import entries
 from sae.metrics.breakdown import FREQUENCY, REPETITION, breakdown, closely, labels
 from sae.metrics.fidelity import GROUPED, Closely
 from sae.metrics.ladder import ladder
+from sae.metrics.registry import REGISTRY
 from sae.metrics.sample import Sample
 
 
@@ -13,7 +15,7 @@ def look(rows: list[list[int]], counts: list[int]) -> Closely:
     tokens = np.array(rows)
     sample = Sample.__new__(Sample)
     object.__setattr__(sample, "tokens_ST", tokens)
-    return closely("coder", sample, np.array(counts))
+    return closely("coder", "by sequence", sample, np.array(counts))
 
 
 def test_repetition_is_of_this_row_and_before_this_token() -> None:
@@ -50,7 +52,7 @@ def test_each_group_is_scored_like_all_tokens_together() -> None:
     table["count@repetition"] = rng.integers(1, 9, (20, 3)).astype(float)
     for term in GROUPED:
         table[f"{term}@repetition"][:, 1] = 0  # a group that no token is in
-    rows = breakdown(table, seed=0)["repetition"]
+    rows = breakdown(table, table, "documents", seed=0)["repetition"]
     assert [row["group"] for row in rows] == [REPETITION[0], REPETITION[2]]
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     counts = table["count@repetition"][:, 2].sum()
@@ -59,6 +61,25 @@ def test_each_group_is_scored_like_all_tokens_together() -> None:
     assert entry["value"] == pytest.approx(expected)
     assert entry["low"] <= entry["value"] <= entry["high"]
     assert entry["tokens"] == counts
+    assert {(row["over"], row["units"]) for row in rows} == {("documents", 20)}
+
+
+def test_a_group_of_few_documents_resamples_sequences() -> None:
+    """Three documents in thirty sequences: a percentile interval of three would be a fiction."""
+    rng = np.random.default_rng(0)
+    by_sequence = {f"{term}@repetition": rng.random((30, 3)) for term in GROUPED}
+    by_sequence["count@repetition"] = np.full((30, 3), 2.0)
+    document = np.concatenate([np.zeros(10, int), np.ones(5, int), np.full(15, 2)])
+    table = {}
+    for term, values in by_sequence.items():
+        table[term] = np.zeros((12, 3))
+        np.add.at(table[term], document, values)
+        np.add.at(table[term][:, 1], np.arange(3, 12), values[:9, 1])  # this group has twelve
+    [few, enough, _] = breakdown(table, by_sequence, "documents", seed=0)["repetition"]
+    assert (few["over"], few["units"]) == ("sequences", 30)
+    assert (enough["over"], enough["units"]) == ("documents", 12)
+    column = {term: by_sequence[f"{term}@repetition"][:, 0] for term in GROUPED}
+    assert few["delta_ce"] == entries(column, [REGISTRY["delta_ce"]], 0)["delta_ce"]
 
 
 def scores(**values: float | None) -> dict[str, dict[str, float | int | None]]:

@@ -167,7 +167,7 @@ def test_one_method_may_be_looked_at_closely(
     """Its sums by group add up to its sums."""
     monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)
     groups = {"odd": np.arange(sample.tokens_ST.size).reshape(sample.tokens_ST.shape) % 3}
-    look = fidelity.Closely("all", groups, {"odd": 3})
+    look = fidelity.Closely("all", "by sequence", groups, {"odd": 3})
     sums = fidelity.language_model_sums(
         lm,
         SITE,
@@ -180,6 +180,9 @@ def test_one_method_may_be_looked_at_closely(
         by_group = sums["all"].arrays()[f"{term}@odd"]
         assert by_group.shape == (sample.units, 3)
         assert by_group.sum(1) == pytest.approx(sums["all"].arrays()[term])
+        by_sequence = sums["by sequence"].arrays()[f"{term}@odd"]
+        assert len(by_sequence) == len(sample.tokens_ST)
+        assert by_sequence.sum(0) == pytest.approx(by_group.sum(0))
     assert "count@odd" not in sums["some"].arrays()
     wanted = sample.scored_ST[:, :-1] & sample.scored_ST[:, 1:]
     expected = np.bincount(groups["odd"][:, :-1][wanted], minlength=3)
