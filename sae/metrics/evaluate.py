@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from sae.coders import Coder, TwoSites, check_fit
@@ -41,6 +40,7 @@ from sae.metrics.scoring import (
     score_random_model,
 )
 from sae.metrics.selftests import run_self_tests
+from sae.metrics.sparsity import Firings
 from sae.metrics.sums import DocumentSums
 from sae.store import ActivationStore
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LOSS_RUN = 1024  # consecutive rows of the loss sample: short runs touch more documents
+THINNED = 16  # tokens that are read for each one of the error budget
 KEYS = (
     "metrics",
     "controls",
@@ -74,7 +75,7 @@ class Budget:
 
 
 FULL = Budget()
-QUICK = Budget(98_304, 8192, 16_384, 4096, 49_152, 1024)
+QUICK = Budget(98_304, 8192, 16_384, 4096, 49_152, 2048)
 
 
 def evaluate(
@@ -191,7 +192,7 @@ def _numbers(
         compared = metrics_of("reconstruction", "codes")
         controls[RANDOM_MODEL] = entries(apart.table(RANDOM_MODEL), compared, seed)
     firings = whole.firings[CODER]
-    pursued = _error_budget(job, firings.alive_F)
+    pursued = _error_budget(job, firings)
     shape, angles = geometry.geometry_sums(
         coder.W_enc_FD, coder.W_dec_FD, firings.alive_F, held.whole.tokens, seed
     )
@@ -237,12 +238,16 @@ def _shared(job: _Job, fitted: Mapping[str, CoderLike], held: Sample, heard: Sam
     return Shared(scored, _losses(job, spliced, heard, "losses, controls"))
 
 
-def _error_budget(job: _Job, alive_F: np.ndarray) -> dict[str, Any]:
-    rows = []
-    for part in (job.split, "train"):
-        tokens = job.budget.pursuit_tokens
-        few = draw(job.store, part, tokens, job.special, block_rows=LOSS_RUN)
-        rows.append(Rows.of(few, job.site, job.source, job.mean_D.device))
-    held, train = rows
-    tell = partial(job.tell, "error budget")
-    return error_budget(job.coder, held, train, alive_F, job.seed, tell)
+def _error_budget(job: _Job, firings: Firings) -> dict[str, Any]:
+    """On tokens of many sequences: pursuit is dear, and neighbours err alike."""
+    tokens, context = job.budget.pursuit_tokens, job.store.context
+
+    def rows(split: str) -> Rows:
+        many = draw(job.store, split, THINNED * tokens, job.special, block_rows=context)
+        few = many.thinned(tokens, job.seed)
+        return Rows.of(few, job.site, job.source, job.mean_D.device)
+
+    return error_budget(
+        job.coder, rows(job.split), rows("train"), firings.alive_F, firings.tokens, job.seed,
+        partial(job.tell, "error budget"),
+    )  # fmt: skip

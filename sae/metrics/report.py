@@ -161,7 +161,8 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "alive": plots.alive({name: evaluation["curves"]["alive"]}),
         "active": plots.active(histograms["l0"]),
     }
-    figures["budget"] = plots_error.budget(evaluation["error_budget"], PARTS)
+    intervals = evaluation["error_budget_details"]["intervals"]
+    figures["budget"] = plots_error.budget(evaluation["error_budget"], intervals, PARTS)
     for group, rows in evaluation["breakdown"].items():
         figures[group] = plots_error.groups(rows, BREAKDOWNS[group])
     if "max_decoder_cosine" in histograms:

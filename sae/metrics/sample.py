@@ -105,6 +105,17 @@ class Sample:
         share = min(1.0, tokens / max(1, self.tokens))
         return self.some(round(len(self.tokens_ST) * share))
 
+    def thinned(self, tokens: int, seed: int) -> "Sample":
+        """The same sequences, of whose tokens so many are still scored, drawn at random.
+
+        Neighbours say much the same: few tokens of many sequences say more than all of a few.
+        """
+        scored = np.flatnonzero(self.scored_ST)
+        kept = np.random.default_rng(seed).permutation(scored)[:tokens]
+        scored_ST = np.zeros_like(self.scored_ST)
+        scored_ST.reshape(-1)[kept] = True
+        return _sample(self.store, self.runs, self.tokens_ST, scored_ST, self.special)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -14,6 +14,7 @@ from sae.base.files import write_json
 from sae.coders import Coder, coder_hash, make_coder, save_coder
 from sae.lm import LanguageModel
 from sae.metrics import REGISTRY, evaluate, formulas, scoring
+from sae.metrics.error_budget import Rows
 from sae.metrics.registry import markdown_table
 from sae.metrics.table import core_table
 from sae.store import ActivationStore
@@ -161,6 +162,26 @@ def test_controls_are_scored_all_over_the_split(
     assert said["interval"]["over"] == "documents"
     assert said["interval"]["control_loss_over"] == "sequences"  # of so few, few documents
     assert said["interval"]["control_loss_units"] == 7
+
+
+def test_the_error_budget_is_of_tokens_all_over_both_splits(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    honest = Rows.of
+    monkeypatch.setattr(
+        Rows, "of", lambda sample, *rest: drawn.append(sample) or honest(sample, *rest)
+    )
+    found = evaluate(coder, store, lm, quick=True, loss_tokens=200, controls=())
+    held, train = drawn
+    for sample, sequences in ((held, HELD), (train, TRAIN)):
+        assert (sample.scored_ST.any(1)).sum() == sequences
+    details = found["error_budget_details"]
+    assert (details["tokens"], details["over"]) == (held.tokens, "documents")
+    assert details["units"] > 20
+    assert details["silent"]["tokens"] == found["metrics"]["alive"]["tokens"]
+    silent = 1 - found["metrics"]["alive"]["value"]
+    assert details["silent"]["latents"] == pytest.approx(silent * coder.d_sae)
 
 
 def test_same_seed_same_numbers(coder: Coder, store: ActivationStore, lm: LanguageModel) -> None:

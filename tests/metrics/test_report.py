@@ -17,7 +17,7 @@ from sae.coders import make_coder
 from sae.lm import LanguageModel
 from sae.metrics import evaluate, write_report
 from sae.metrics.plots import count
-from sae.metrics.report import interval, number
+from sae.metrics.report import PARTS, interval, number
 from sae.store import ActivationStore
 from tests.metrics.conftest import SITE
 
@@ -69,6 +69,15 @@ def test_one_coder(evaluation: dict[str, Any], tmp_path: Path) -> None:
     assert number(evaluation["metrics"]["ev"]["value"]) in text
     assert interval(evaluation["metrics"]["ev"]) in text
     assert "Side by side" not in text
+
+
+def test_the_error_budget_says_what_it_rests_on(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    text, _ = read({"topk": evaluation}, tmp_path)
+    details = evaluation["error_budget_details"]
+    assert f"tokens of {details['units']} documents" in text
+    assert f"silent for {count(details['silent']['tokens'])} tokens" in text
+    bars = text[text.index("Budget of the unexplained") :]
+    assert bars[: bars.index("</figure>")].count('id="LineCollection') == len(PARTS)
 
 
 def test_several_coders_are_compared(evaluation: dict[str, Any], tmp_path: Path) -> None:

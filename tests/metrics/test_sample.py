@@ -88,3 +88,15 @@ def test_nothing_to_score_is_refused(store: ActivationStore, lm: LanguageModel) 
         draw(store, "heldout", 100, set(range(lm.vocab_size)))
     with pytest.raises(UserError, match="heldout"):
         draw(store, "held-out", 100, {END})
+
+
+def test_a_thinned_sample_has_few_tokens_of_all_its_sequences(store: ActivationStore) -> None:
+    sample = draw(store, "heldout", 10**9, {END}, block_rows=T)
+    thin = sample.thinned(200, seed=1)
+    assert (thin.tokens, thin.runs) == (200, sample.runs)
+    assert not (thin.scored_ST & ~sample.scored_ST).any()
+    assert (thin.scored_ST.sum(1) > 0).mean() > 0.9
+    scored = [b.x_BD[b.scored_B] for b in thin.batches(SITE)]
+    assert sum(map(len, scored)) == 200
+    assert (sample.thinned(200, seed=2).scored_ST != thin.scored_ST).any()
+    assert sample.thinned(10**6, seed=1).tokens == sample.tokens
