@@ -10,6 +10,7 @@ import torch
 
 from sae.coders import Coder, TwoSites, check_fit
 from sae.metrics import geometry, provenance
+from sae.metrics.ablation import RandomError
 from sae.metrics.bootstrap import entries
 from sae.metrics.breakdown import breakdown
 from sae.metrics.continuation import Replace
@@ -32,7 +33,6 @@ from sae.metrics.scoring import (
     CODER,
     RANDOM_ERROR,
     Progress,
-    RandomError,
     Scored,
     fit_controls,
     score_activations,

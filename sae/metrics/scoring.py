@@ -155,18 +155,3 @@ def score_losses(
         source,
         look,
     )
-
-
-class RandomError:
-    """x + ε with ε of a random direction, and of the length of the coder's own error there."""
-
-    def __init__(self, coder: CoderLike, seed: int) -> None:
-        self._coder, self._seed = coder, seed
-        self._generator: torch.Generator | None = None
-
-    def __call__(self, x_BD: Tensor) -> Tensor:
-        if self._generator is None:
-            self._generator = torch.Generator(x_BD.device).manual_seed(self._seed)
-        noise_BD = torch.randn(x_BD.shape, generator=self._generator, device=x_BD.device)
-        length_B1 = (x_BD - self._coder(x_BD)).norm(dim=1, keepdim=True)
-        return x_BD + noise_BD * (length_B1 / noise_BD.norm(dim=1, keepdim=True))

@@ -10,8 +10,9 @@ from sae.base.errors import UserError
 from sae.coders import Coder
 from sae.lm import LanguageModel
 from sae.metrics import fidelity
+from sae.metrics.ablation import RandomDirections, RandomError
 from sae.metrics.bootstrap import entries
-from sae.metrics.continuation import Continuation
+from sae.metrics.continuation import Continuation, Replace
 from sae.metrics.registry import metrics_of
 from sae.metrics.sample import Sample, draw
 from sae.store import ActivationStore
@@ -141,6 +142,32 @@ def test_position_0_is_left_alone(lm: LanguageModel, sample: Sample) -> None:
     clean, spliced = rest.finish(tokens, x, None), rest.finish(tokens, x, halve)
     assert torch.equal(clean[:, 0], spliced[:, 0])
     assert not torch.allclose(clean[:, 1], spliced[:, 1])
+
+
+def test_the_error_ratio_is_1_where_the_coder_errs_at_random(
+    lm: LanguageModel, sample: Sample
+) -> None:
+    """KL(coder) / KL(random): of an error that is itself of random directions, 1 but for noise;
+    of one along the mean activation, what splicing both by hand gives.
+    """
+    ratio = metrics_of("error")
+
+    def measured(method: Replace, seed: int) -> dict[str, float]:
+        methods = {"coder": method, "random": RandomError(method, seed)}
+        sums = fidelity.language_model_sums(lm, SITE, methods, ABLATIONS, sample)
+        table = sums["coder"].arrays()
+        table |= {f"random_{k}": sums["random"].arrays()[k] for k in ("ce", "kl")}
+        found = entries(table, ratio, resamples=10)
+        return {name: float(entry["value"] or 0) for name, entry in found.items()}
+
+    directions = RandomDirections(seed=5)
+    at_random = measured(lambda x: x + directions(x), seed=6)
+    assert at_random["kl_error_ratio"] == pytest.approx(1, abs=0.15)
+    one_way = measured(lambda x: x + ABLATIONS["mean"], seed=6)
+    plain = by_hand(lm, SITE, sample, lambda x: x + ABLATIONS["mean"])
+    noise = by_hand(lm, SITE, sample, RandomError(lambda x: x + ABLATIONS["mean"], 6))
+    assert one_way["kl_error_ratio"] == pytest.approx(plain["kl"] / noise["kl"], rel=0.1)
+    assert one_way["delta_ce_random_error"] == pytest.approx(noise["delta_ce"], abs=0.1)
 
 
 def test_half_precision_is_refused(lm: LanguageModel, tiny_folder: object) -> None:
