@@ -31,6 +31,7 @@ from sae.coders.refit import least_squares, orthogonal_matching_pursuit
 from sae.kernels import get_kernels
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls.base import best_scale
+from sae.metrics.other_decoder import without_codes
 from sae.metrics.reconstruction import total_variance
 from sae.metrics.registry import Metric
 from sae.metrics.sample import Sample
@@ -110,7 +111,7 @@ def _errors(
 ) -> tuple[int, dict[str, Tensor]]:
     """Latents that pursuit may take on each row; x − x̂ of every step (B, D)."""
     codes = coder.encode(held.given_BD)
-    wanted_BD = held.wanted_BD - _without_codes(coder, held.given_BD)
+    wanted_BD = held.wanted_BD - without_codes(coder, held.given_BD)
     W_FD = coder.W_dec_FD.detach()
     nonnegative = bool((codes.acts_N >= 0).all())
     active = max(1, round(float(codes.l0().double().mean())))
@@ -136,7 +137,7 @@ def _errors(
 
     pursued_BD = revived_BD = pursue(wanted_BD, W_FD)
     if len(silent):
-        target_BD = train.wanted_BD - _without_codes(coder, train.given_BD)
+        target_BD = train.wanted_BD - without_codes(coder, train.given_BD)
         left_BD = pursue(target_BD[:: max(1, len(target_BD) // REVIVERS)], W_FD)
         revived_BD = pursue(wanted_BD, _revived(W_FD, silent, left_BD, seed))
     tell(passes, passes)
@@ -148,13 +149,6 @@ def _errors(
         "revived": revived_BD,
         "linear": revived_BD - _linear_part(held.given_BD, revived_BD, held.unit_B),
     }
-
-
-def _without_codes(coder: Coder, given_BD: Tensor) -> Tensor:
-    """What the decoder gives when no latent fires: b_dec, and a skip connection's part."""
-    none_B = torch.zeros(len(given_BD), dtype=torch.int64, device=given_BD.device)
-    none = Support.of_counts(none_B[:0], none_B, coder.d_sae)
-    return coder.decode(Codes(given_BD.new_zeros(0), none), given_BD)
 
 
 def _decode(codes: Codes, W_FD: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ have all been published; each gives numbers that look like those of a poor coder
 counterpart that must not do better than the coder as it is.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from sae.coders import Coder, TwoSites
 from sae.lm.sites import Site, parse_site
 from sae.metrics.continuation import Replace
 from sae.metrics.known_answers import SelfTest, score
+from sae.metrics.other_decoder import OtherDecoder, shuffled
 from sae.metrics.reconstruction import CoderLike
 from sae.metrics.sample import Batch, Sample
 
@@ -118,13 +118,9 @@ def decoder_identity(coder: Coder, own: Batch) -> SelfTest:
     Directions that belong to the latents lower the error, or at least are better than others in
     their place; a decoder of another coder does neither.
     """
-    order = torch.randperm(coder.d_sae, generator=torch.Generator().manual_seed(0))
-    without, shuffled = copy.deepcopy(coder), copy.deepcopy(coder)
-    for other in (without, shuffled):
-        other.requires_grad_(False)
-    without.W_dec_FD.zero_()
-    shuffled.W_dec_FD.copy_(coder.W_dec_FD[order.to(coder.W_dec_FD.device)])
-    own_fvu, none, others = (1 - _ev(c, own) for c in (coder, without, shuffled))
+    without = OtherDecoder(coder, torch.zeros_like(coder.W_dec_FD))
+    permuted = OtherDecoder(coder, shuffled(coder, 0))
+    own_fvu, none, others = (1 - _ev(c, own) for c in (coder, without, permuted))
     return SelfTest(
         "decoder_identity",
         own_fvu / max(none, NOT_BETTER * others, 1e-30),

@@ -30,7 +30,8 @@ from sae.metrics.controls import (
     trained,
 )
 from sae.metrics.controls.random_model import activations, random_model
-from sae.metrics.sample import draw
+from sae.metrics.identity import decoder_identity
+from sae.metrics.sample import Batch, draw
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, SITE
 
@@ -106,6 +107,24 @@ def test_a_shuffled_decoder_has_the_coders_codes_and_rows(coder: Coder, data: Tr
     assert (cosines.abs().argmax(1) != torch.arange(coder.d_sae)).float().mean() > 0.9
     error = (x - control(x)).square().sum()
     assert error <= (x - control.b_dec_D).square().sum() * (1 + 1e-5)  # never worse than no codes
+
+
+@pytest.mark.parametrize("architecture", ["matching_pursuit", "ista"])
+def test_a_shuffled_decoder_does_not_shuffle_an_encoder_that_reads_it(
+    architecture: str, data: TrainData
+) -> None:
+    """Matching pursuit over permuted rows is matching pursuit over the same rows."""
+    coder = make_coder(architecture, 32, 128)
+    coder.initialise(data.mean_D, torch.Generator().manual_seed(3))
+    coder.requires_grad_(False).eval()
+    control, x = shuffled_decoder(coder, data, l0=6, seed=1), data.some()
+    assert torch.equal(control.encode(x).dense(), coder.encode(x).dense())
+    variance = (x - x.mean(0)).square().sum()
+    own, others = ((x - c(x)).square().sum() / variance for c in (coder, control))
+    assert own < 0.5
+    assert others > 0.9
+    batch = Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), dtype=torch.bool))
+    assert decoder_identity(coder, batch).value < 0.6
 
 
 def test_train_rows_are_rows_of_the_train_split(coder: Coder, data: TrainData) -> None:
