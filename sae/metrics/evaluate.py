@@ -199,7 +199,9 @@ def _numbers(
     return {
         "metrics": coder_metrics(whole, losses, shape, seed) | shared.error(seed),
         "controls": controls,
-        "ladder": ladder(shared.own(seed), controls) if controls else {},
+        "ladder": ladder(
+            shared.own(seed), controls, {name: shared.lifts(name, seed) for name in fitted}
+        ),
         "error_budget": pursued.pop("parts"),
         "error_budget_details": pursued,
         "breakdown": breakdown(losses.arrays(), by_sequence.arrays(), heard.whole.over, seed),
@@ -210,6 +212,7 @@ def _numbers(
             "tokens": held.whole.tokens,
             "loss_tokens": int(losses.total("count")),
             "control_tokens": held.shared.tokens if controls else 0,
+            "control_loss_tokens": int(shared.losses[CODER].total("count")) if fitted else 0,
         },
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sae.metrics import geometry, loss_metrics
 from sae.metrics.bootstrap import Entry, entries
+from sae.metrics.ladder import lifts
 from sae.metrics.registry import REGISTRY, metrics_of
 from sae.metrics.scoring import CODER, RANDOM_ERROR, Scored
 from sae.metrics.sparsity import Firings
@@ -43,6 +44,12 @@ class Shared:
         return entries(table, [m for m in of_activations if m.name != LIFT], seed) | entries(
             heard, [*metrics_of("fidelity"), REGISTRY[LIFT]], seed
         )
+
+    def lifts(self, name: str, seed: int) -> dict[str, Entry]:
+        """How much better than this control the coder is, paired."""
+        own, other = (self.activations.table(method) for method in (CODER, name))
+        heard, spliced = (self.losses[method].arrays() for method in (CODER, name))
+        return lifts(own, other, "reconstruction", seed) | lifts(heard, spliced, "fidelity", seed)
 
     def error(self, seed: int) -> dict[str, Entry]:
         """The coder's error beside a random one, where that was scored."""

@@ -174,6 +174,7 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "evaluation": evaluation,
         "figures": figures,
         "lost": {control: _lost(evaluation, control) for control in controls},
+        "by_value": {c for rung in evaluation["ladder"].values() for c in rung["by_value"]},
         "parts": PARTS,
         "breakdowns": BREAKDOWNS,
     }

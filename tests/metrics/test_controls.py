@@ -217,6 +217,9 @@ def test_every_control_through_the_whole_evaluation(
     assert "delta_ce" not in apart
     assert apart["l0"]["value"] <= 8
     assert all(entry["tokens"] > 0 for entry in apart.values())
+    assert all(rung["best"] != "random_model" for rung in found["ladder"].values())
+    assert found["ladder"]["ev"]["by_value"] == ["random_model"]
+    assert apart["ev"]["tokens"] == found["controls"]["pca"]["ev"]["tokens"]
     ev = {name: scores["ev"]["value"] for name, scores in found["controls"].items()}
     own = found["ladder"]["ev"]["coder"]
     for weak in ("random_dictionary", "shuffled_decoder", "train_rows"):

@@ -112,6 +112,10 @@ def test_the_numbers_agree_with_each_other(found: dict[str, Any]) -> None:
     assert rung["best_value"] == found["controls"][rung["best"]]["ev"]["value"]
     assert rung["lift"] == pytest.approx(rung["coder"] - rung["best_value"])
     assert {"pca", "random_dictionary"} <= set(rung["won_by"])
+    for name, rung in found["ladder"].items():
+        assert rung["low"] <= rung["lift"] <= rung["high"]
+        assert rung["tokens"] == found["controls"]["pca"][name]["tokens"]
+        assert rung["by_value"] == []
     heard = found["controls"]["pca"]["delta_ce"]["value"]
     lift = found["controls"]["pca"]["delta_ce_lift"]["value"]
     assert lift == pytest.approx(heard - found["ladder"]["delta_ce"]["coder"])
