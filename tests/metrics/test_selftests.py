@@ -237,9 +237,9 @@ def nothing(coder: Coder, scale: float) -> None:
 
 
 PARTLY_FOLDED = [
-    ("batchtopk", {"k": 8}, forgotten_thresholds, r"`?thresholds times 1\d"),
-    ("batchtopk", {"k": 8}, thresholds_folded_twice, r"thresholds times 0\.0"),
-    ("jumprelu", {"target_l0": 8}, forgotten_thresholds, r"thresholds times 1\d"),
+    ("batchtopk", {"k": 8}, forgotten_thresholds, r"thresholds( and `b_enc`)? times 1\d"),
+    ("batchtopk", {"k": 8}, thresholds_folded_twice, r"thresholds( and `b_enc`)? times 0\.0"),
+    ("jumprelu", {"target_l0": 8}, forgotten_thresholds, r"thresholds( and `b_enc`)? times 1\d"),
     ("relu", {"l1": 4.0}, forgotten_b_enc, r"`b_enc` times 1\d"),
     *(
         (architecture, options, nothing, None)
