@@ -182,6 +182,24 @@ def test_a_frozen_decoder_learns_all_but_its_decoder(
     assert torch.equal(again(x), control(x))
 
 
+def test_a_frozen_decoder_reads_the_store_in_the_coders_own_order(
+    coder: Coder, data: TrainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    honest = trained.ShuffledReader
+
+    def watched(*args: Any, **order: int) -> Any:
+        orders.append(order)
+        return honest(*args, **order)
+
+    monkeypatch.setattr(trained, "ShuffledReader", watched)
+    for order in ({"seed": 5, "window": 2}, {"seed": 6, "window": 2}, None):
+        coder.metadata["loupe"] = {"settings": {"steps": 3, "batch": 128}}
+        coder.metadata["loupe"] |= {"order": order} if order else {}
+        frozen_decoder(coder, data, l0=6)
+    assert orders == [{"seed": 5, "window": 2}, {"seed": 6, "window": 2}, {"seed": 0, "window": 64}]
+
+
 def test_a_random_model_has_the_shape_and_nothing_else(
     lm: LanguageModel, store: ActivationStore, data: TrainData
 ) -> None:
