@@ -11,7 +11,6 @@ import torch
 from sae.coders import Coder, TwoSites, check_fit
 from sae.metrics import geometry, provenance
 from sae.metrics.ablation import RandomError
-from sae.metrics.bootstrap import entries
 from sae.metrics.breakdown import breakdown
 from sae.metrics.continuation import Replace
 from sae.metrics.controls import (
@@ -24,9 +23,9 @@ from sae.metrics.controls import (
 )
 from sae.metrics.error_budget import Rows, error_budget
 from sae.metrics.ladder import ladder
-from sae.metrics.numbers import Shared, coder_metrics, histograms
+from sae.metrics.numbers import Shared, apart_numbers, coder_metrics, histograms
 from sae.metrics.reconstruction import CoderLike
-from sae.metrics.registry import formulas, metrics_of
+from sae.metrics.registry import formulas
 from sae.metrics.sample import Part, Sample, draw
 from sae.metrics.scoring import (
     BY_SEQUENCE,
@@ -187,10 +186,10 @@ def _numbers(
     losses, by_sequence = heard_sums[CODER], heard_sums[BY_SEQUENCE]
     shared = _shared(job, fitted, held.shared, heard.shared)
     controls = {name: shared.control(name, seed) for name in fitted}
+    paired = {name: shared.lifts(name, seed) for name in fitted}
     if RANDOM_MODEL in chosen:
         apart = score_random_model(coder, job.lm, train, held.shared, l0, seed, job.tell)
-        compared = metrics_of("reconstruction", "codes")
-        controls[RANDOM_MODEL] = entries(apart.table(RANDOM_MODEL), compared, seed)
+        controls[RANDOM_MODEL] = apart_numbers(apart, RANDOM_MODEL, seed)
     firings = whole.firings[CODER]
     pursued = _error_budget(job, firings)
     shape, angles = geometry.geometry_sums(
@@ -199,9 +198,7 @@ def _numbers(
     return {
         "metrics": coder_metrics(whole, losses, shape, seed) | shared.error(seed),
         "controls": controls,
-        "ladder": ladder(
-            shared.own(seed), controls, {name: shared.lifts(name, seed) for name in fitted}
-        ),
+        "ladder": ladder(shared.own(seed), controls, paired),
         "error_budget": pursued.pop("parts"),
         "error_budget_details": pursued,
         "breakdown": breakdown(losses.arrays(), by_sequence.arrays(), heard.whole.over, seed),
@@ -211,8 +208,7 @@ def _numbers(
             "control_l0": l0,
             "tokens": held.whole.tokens,
             "loss_tokens": int(losses.total("count")),
-            "control_tokens": held.shared.tokens if controls else 0,
-            "control_loss_tokens": int(shared.losses[CODER].total("count")) if fitted else 0,
+            **(shared.counted() if controls else dict.fromkeys(shared.counted(), 0)),
         },
     }
 

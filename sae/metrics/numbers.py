@@ -29,6 +29,12 @@ class Shared:
     activations: Scored
     losses: Mapping[str, DocumentSums]
 
+    def counted(self) -> dict[str, int]:
+        return {
+            "control_tokens": self.activations.sample.tokens,
+            "control_loss_tokens": int(self.losses[CODER].total("count")),
+        }
+
     def own(self, seed: int) -> dict[str, Entry]:
         """The coder's own numbers on these tokens."""
         table, heard = self.activations.table(CODER), self.losses[CODER].arrays()
@@ -58,6 +64,11 @@ class Shared:
         random = self.losses[RANDOM_ERROR].arrays()
         table = self.losses[CODER].arrays() | {f"random_{k}": random[k] for k in ("ce", "kl")}
         return entries(table, metrics_of("error"), seed)
+
+
+def apart_numbers(scored: Scored, name: str, seed: int) -> dict[str, Entry]:
+    """Those of a method that was scored on activations of its own: nothing pairs it with others."""
+    return entries(scored.table(name), metrics_of("reconstruction", "codes"), seed)
 
 
 def coder_metrics(
