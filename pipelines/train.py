@@ -189,6 +189,7 @@ def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) 
                 for name in hyperparameters_of(trainer.coder.architecture)
             },
             "settings": vars(trainer.settings),
+            "order": {"seed": config.train.seed, "window": config.train.window},
             "learning_rate": trainer.settings.peak_rate(trainer.coder.d_sae),
             "model": model,
             "corpus": store.spec.corpus,

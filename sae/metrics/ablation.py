@@ -1,4 +1,7 @@
-"""Taking latents out of an activation, and leaving all else as it is, the coder's error too."""
+"""What is spliced in to ask what latents and errors do: latents taken out, noise of equal length.
+
+An ablation leaves all else as it is, the coder's error too.
+"""
 
 from typing import Protocol
 
@@ -6,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sae.base.errors import UserError
 from sae.coders import Codes
+from sae.metrics.continuation import Replace
 
 
 class Dictionary(Protocol):
@@ -53,14 +58,41 @@ class Ablation:
         return self.coder.decode(Codes(kept_N, codes.support)) - self.coder.b_dec_D
 
 
+class RandomDirections:
+    """x ↦ (B, D) unit vectors, of a direction per row that nothing decides but the seed.
+
+    Every call draws new ones: the rows of all batches are independent. The order of the calls
+    is part of the seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generator: torch.Generator | None = None
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        if self._generator is None:
+            self._generator = torch.Generator(x_BD.device).manual_seed(self._seed)
+        noise_BD = torch.randn(x_BD.shape, generator=self._generator, device=x_BD.device)
+        return F.normalize(noise_BD.to(x_BD), dim=1)
+
+
 class EqualNorm:
     """x ↦ x − ‖Σ f_i d_i‖ · u with u a random unit vector per token: as much removed, at random."""
 
     def __init__(self, ablation: Ablation, seed: int = 0) -> None:
-        self.ablation, self.seed = ablation, seed
+        self._ablation, self._directions = ablation, RandomDirections(seed)
 
     def __call__(self, x_BD: Tensor) -> Tensor:
-        part_BD = self.ablation.part(x_BD)
-        random_BD = torch.randn(x_BD.shape, generator=torch.Generator().manual_seed(self.seed))
-        direction_BD = torch.nn.functional.normalize(random_BD.to(x_BD), dim=1)
-        return x_BD - part_BD.norm(dim=1, keepdim=True) * direction_BD
+        length_B1 = self._ablation.part(x_BD).norm(dim=1, keepdim=True)
+        return x_BD - length_B1 * self._directions(x_BD)
+
+
+class RandomError:
+    """x ↦ x + ‖x − x̂‖ · u, u a random unit vector per token: as long an error as the coder's."""
+
+    def __init__(self, coder: Replace, seed: int = 0) -> None:
+        self._coder, self._directions = coder, RandomDirections(seed)
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        length_B1 = (x_BD - self._coder(x_BD)).norm(dim=1, keepdim=True)
+        return x_BD + length_B1 * self._directions(x_BD)

@@ -51,7 +51,7 @@ def entries(
                 for m in metrics:
                     resampled[m.name].append(m.compute(part))
     return {
-        m.name: _entry(m, values[m.name], resampled[m.name], int(whole[m.count][0]))
+        m.name: _entry(m, values[m.name], resampled[m.name], round(float(whole[m.count][0])))
         for m in metrics
     }
 

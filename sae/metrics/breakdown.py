@@ -12,7 +12,7 @@ import numpy as np
 from sae.metrics.bootstrap import entries
 from sae.metrics.fidelity import GROUPED, Closely
 from sae.metrics.registry import REGISTRY
-from sae.metrics.sample import Sample
+from sae.metrics.sample import MIN_DOCUMENTS, Sample
 
 SHOWN = ("delta_ce", "kl", "ce_clean")
 RARE = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)  # lower ends of shares of the train split's tokens
@@ -21,7 +21,7 @@ FREQUENCY = ("not in the train split", "below 1e-5", "1e-5 to 1e-4", "1e-4 to 1e
 REPETITION = ("new in this context", "seen, after another token", "seen after the same token")
 
 
-def closely(method: str, shared: str, sample: Sample, counts_V: np.ndarray) -> Closely:
+def closely(method: str, by_sequence: str, sample: Sample, counts_V: np.ndarray) -> Closely:
     """The groups of a sample; `counts_V` says how often each token occurs in the train split."""
     groups = {
         "position": _positions(sample.tokens_ST),
@@ -33,7 +33,7 @@ def closely(method: str, shared: str, sample: Sample, counts_V: np.ndarray) -> C
         "frequency": len(FREQUENCY),
         "repetition": len(REPETITION),
     }
-    return Closely(method, shared, groups, sizes)
+    return Closely(method, by_sequence, groups, sizes)
 
 
 def labels(group: str, size: int) -> list[str]:
@@ -43,19 +43,33 @@ def labels(group: str, size: int) -> list[str]:
     return list(FREQUENCY if group == "frequency" else REPETITION)
 
 
-def breakdown(table: Mapping[str, np.ndarray], seed: int) -> dict[str, list[dict[str, Any]]]:
-    """The `"breakdown"` key of an evaluation, from the sums of one method, without empty groups."""
+def breakdown(
+    table: Mapping[str, np.ndarray], by_sequence: Mapping[str, np.ndarray], over: str, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The `"breakdown"` key of an evaluation, from the sums of one method, without empty groups.
+
+    `table` has a row per unit of the sample's intervals, of which `over` says what they are. Of
+    groups whose tokens lie in a few documents, sequences are resampled, and the row says so.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for name in [term.removeprefix("count@") for term in table if term.startswith("count@")]:
-        names = labels(name, table[f"count@{name}"].shape[1])
         whole = table[f"count@{name}"].sum()
         found[name] = []
-        for column, label in enumerate(names):
-            part = {term: table[f"{term}@{name}"][:, column] for term in GROUPED}
-            if part["count"].sum():
-                row = {"group": label, "share": float(part["count"].sum() / whole)}
+        for column, label in enumerate(labels(name, table[f"count@{name}"].shape[1])):
+            part, of = _column(table, name, column), over
+            units = np.count_nonzero(part["count"])
+            if units < MIN_DOCUMENTS:
+                part, of = _column(by_sequence, name, column), "sequences"
+                units = np.count_nonzero(part["count"])
+            if units:
+                share = float(part["count"].sum() / whole)
+                row = {"group": label, "share": share, "over": of, "units": int(units)}
                 found[name].append(row | entries(part, [REGISTRY[m] for m in SHOWN], seed))
     return found
+
+
+def _column(table: Mapping[str, np.ndarray], name: str, column: int) -> dict[str, np.ndarray]:
+    return {term: table[f"{term}@{name}"][:, column] for term in GROUPED}
 
 
 def _positions(tokens_ST: np.ndarray) -> np.ndarray:

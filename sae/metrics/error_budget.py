@@ -32,6 +32,7 @@ from sae.coders.refit import least_squares, orthogonal_matching_pursuit
 from sae.kernels import kernels_for
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls.base import best_scale
+from sae.metrics.other_decoder import without_codes
 from sae.metrics.reconstruction import total_variance
 from sae.metrics.registry import Metric
 from sae.metrics.sample import Sample
@@ -54,6 +55,7 @@ class Rows:
     wanted_BD: Tensor
     unit_B: Tensor
     units: int
+    over: str = "documents"  # what the units are
 
     @classmethod
     def of(cls, sample: Sample, site: str, source: str, device: torch.device) -> "Rows":
@@ -63,18 +65,25 @@ class Rows:
             for kept in [b.scored_B.to(device)]
         ]
         given, wanted, unit = (torch.cat(list(part)) for part in zip(*batches, strict=True))
-        return cls(given, wanted, unit, sample.units)
+        return cls(given, wanted, unit, sample.units, sample.over)
 
 
 @torch.inference_mode()
 def error_budget(
-    coder: Coder, held: Rows, train: Rows, alive_F: np.ndarray, seed: int, tell: Tell
+    coder: Coder,
+    held: Rows,
+    train: Rows,
+    alive_F: np.ndarray,
+    alive_within: int,
+    seed: int,
+    tell: Tell,
 ) -> dict[str, Any]:
     """`{"parts": {PART: share of FVU}, "fvu": {STEP: entry}, ...}`: see the module.
 
-    `alive_F` says which latents are alive. `train` is what silent latents are revived from.
+    `alive_F` says which latents fired within `alive_within` tokens; the others are the dead width.
+    `train` is what these are revived from.
     """
-    errors = _errors(coder, held, train, alive_F, seed, tell)
+    active, errors = _errors(coder, held, train, alive_F, seed, tell)
     sums = DocumentSums(held.units)
     centred_BD = (held.wanted_BD - held.wanted_BD.mean(0)).cpu()
     sums.add(
@@ -91,15 +100,19 @@ def error_budget(
         "intervals": {part: _ends(shares[part]) for part in PARTS},
         "fvu": found,
         "tokens": len(centred_BD),
+        "over": held.over,
+        "units": len(held.unit_B.unique()),
+        "pursued_latents": active,
+        "silent": {"latents": int((~alive_F).sum()), "tokens": alive_within},
     }
 
 
 def _errors(
     coder: Coder, held: Rows, train: Rows, alive_F: np.ndarray, seed: int, tell: Tell
-) -> dict[str, Tensor]:
-    """x − x̂ of every step (B, D), of the held-out rows."""
+) -> tuple[int, dict[str, Tensor]]:
+    """Latents that pursuit may take on each row; x − x̂ of every step (B, D)."""
     codes = coder.encode(held.given_BD)
-    wanted_BD = held.wanted_BD - _without_codes(coder, held.given_BD)
+    wanted_BD = held.wanted_BD - without_codes(coder, held.given_BD)
     W_FD = coder.W_dec_FD.detach()
     nonnegative = bool((codes.acts_N >= 0).all())
     active = max(1, round(float(in_float64(codes.l0()).mean())))
@@ -125,11 +138,11 @@ def _errors(
 
     pursued_BD = revived_BD = pursue(wanted_BD, W_FD)
     if len(silent):
-        target_BD = train.wanted_BD - _without_codes(coder, train.given_BD)
+        target_BD = train.wanted_BD - without_codes(coder, train.given_BD)
         left_BD = pursue(target_BD[:: max(1, len(target_BD) // REVIVERS)], W_FD)
         revived_BD = pursue(wanted_BD, _revived(W_FD, silent, left_BD, seed))
     tell(passes, passes)
-    return {
+    return active, {
         "encoder": wanted_BD - first_BD,
         "rescaled": wanted_BD - max(0.0, scale) * first_BD,
         "refitted": wanted_BD - _decode(refitted, W_FD),
@@ -137,13 +150,6 @@ def _errors(
         "revived": revived_BD,
         "linear": revived_BD - _linear_part(held.given_BD, revived_BD, held.unit_B),
     }
-
-
-def _without_codes(coder: Coder, given_BD: Tensor) -> Tensor:
-    """What the decoder gives when no latent fires: b_dec, and a skip connection's part."""
-    none_B = torch.zeros(len(given_BD), dtype=torch.int64, device=given_BD.device)
-    none = Support.of_counts(none_B[:0], none_B, coder.d_sae)
-    return coder.decode(Codes(given_BD.new_zeros(0), none), given_BD)
 
 
 def _decode(codes: Codes, W_FD: Tensor) -> Tensor:

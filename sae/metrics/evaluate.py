@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from sae.coders import Coder, check_fit
-from sae.metrics import geometry, loss_metrics, provenance
-from sae.metrics.bootstrap import Entry, entries
+from sae.coders import Coder, TwoSites, check_fit
+from sae.metrics import geometry, provenance
+from sae.metrics.ablation import RandomError
 from sae.metrics.breakdown import breakdown
+from sae.metrics.continuation import Replace
 from sae.metrics.controls import (
     RANDOM_MODEL,
     Cache,
@@ -23,12 +23,14 @@ from sae.metrics.controls import (
 )
 from sae.metrics.error_budget import Rows, error_budget
 from sae.metrics.ladder import ladder
-from sae.metrics.registry import REGISTRY, formulas, metrics_of
-from sae.metrics.sample import Sample, draw
+from sae.metrics.numbers import Shared, apart_numbers, coder_metrics, histograms
+from sae.metrics.reconstruction import CoderLike
+from sae.metrics.registry import formulas
+from sae.metrics.sample import Part, Sample, draw
 from sae.metrics.scoring import (
+    BY_SEQUENCE,
     CODER,
     RANDOM_ERROR,
-    SHARED,
     Progress,
     Scored,
     fit_controls,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LOSS_RUN = 1024  # consecutive rows of the loss sample: short runs touch more documents
-ENCODER_DECODER = geometry.encoder_decoder_cosine.__name__
+THINNED = 16  # tokens that are read for each one of the error budget
 KEYS = (
     "metrics",
     "controls",
@@ -57,7 +59,6 @@ KEYS = (
     "curves",
     "histograms",
 )
-LIFT = loss_metrics.delta_ce_lift.__name__
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Budget:
 
 
 FULL = Budget()
-QUICK = Budget(98_304, 8192, 16_384, 4096, 49_152, 1024)
+QUICK = Budget(98_304, 8192, 16_384, 4096, 49_152, 2048)
 
 
 def evaluate(
@@ -124,10 +125,14 @@ def evaluate(
     job = _Job(coder, store, lm, split, source, site, mean_D, special, budget, seed, tell)
     held = draw(store, split, budget.tokens, special)
     heard = draw(store, split, budget.loss_tokens, special, block_rows=LOSS_RUN)
+    parts = (
+        Part(held, held.about(budget.control_tokens)),
+        Part(heard, heard.about(budget.control_loss_tokens)),
+    )
     tell("self-tests", 0, 1)
     tests = run_self_tests(coder, lm, site, source, held, mean_D)
     tell("self-tests", 1, 1)
-    found = _numbers(job, held, heard, chosen, cache or Cache())
+    found = _numbers(job, *parts, chosen, cache or Cache())
     return {
         "schema": SCHEMA,
         **{key: found[key] for key in KEYS},
@@ -142,7 +147,7 @@ def evaluate(
             "quick": quick,
             "budget": asdict(budget),
             **found["counted"],
-            "interval": provenance.describe_interval(held, heard),
+            "interval": provenance.describe_interval(*parts),
             **provenance.describe_run(device, started),
         },
     }
@@ -166,117 +171,82 @@ class _Job:
 
 
 def _numbers(
-    job: _Job, held: Sample, heard: Sample, chosen: Sequence[str], cache: Cache
+    job: _Job, held: Part, heard: Part, chosen: Sequence[str], cache: Cache
 ) -> dict[str, Any]:
     """Everything that is measured, once the self-tests have passed: `KEYS`, and `counted`."""
-    coder, budget, seed = job.coder, job.budget, job.seed
-    fit_on = draw(job.store, "train", budget.fit_tokens, job.special)
+    coder, seed = job.coder, job.seed
+    fit_on = draw(job.store, "train", job.budget.fit_tokens, job.special)
     train = TrainData(fit_on, job.site, job.mean_D, job.mean_D.device, job.source, cache)
     with torch.inference_mode():
         l0 = matched_l0(coder, train)
     names = [name for name in chosen if name != RANDOM_MODEL]
     fitted = fit_controls(coder, train, l0, names, seed, job.tell)
-    scored = score_activations(
-        coder, fitted, held, job.site, job.mean_D, budget.control_tokens,
-        partial(job.tell, "activations"), job.source,
-    )  # fmt: skip
-    losses = score_losses(
-        coder, fitted, job.lm, job.site, heard, job.mean_D, budget.control_loss_tokens,
-        partial(job.tell, "losses"), job.source, seed,
-    )  # fmt: skip
-    controls = {name: _control(scored, losses, name, seed) for name in fitted}
+    whole = _activations(job, {CODER: coder}, held.whole, "activations")
+    heard_sums = _losses(job, {CODER: coder}, heard.whole, "losses", by_group=True)
+    losses, by_sequence = heard_sums[CODER], heard_sums[BY_SEQUENCE]
+    shared = _shared(job, fitted, held.shared, heard.shared)
+    controls = {name: shared.control(name, seed) for name in fitted}
+    paired = {name: shared.lifts(name, seed) for name in fitted}
     if RANDOM_MODEL in chosen:
-        controls[RANDOM_MODEL] = _random_model(job, train, l0)
-    pursued = _error_budget(job, scored.firings.alive_F)
+        apart = score_random_model(coder, job.lm, train, held.shared, l0, seed, job.tell)
+        controls[RANDOM_MODEL] = apart_numbers(apart, RANDOM_MODEL, seed)
+    firings = whole.firings[CODER]
+    pursued = _error_budget(job, firings)
     shape, angles = geometry.geometry_sums(
-        coder.W_enc_FD, coder.W_dec_FD, scored.firings.alive_F, held.tokens, seed
+        coder.W_enc_FD, coder.W_dec_FD, firings.alive_F, held.whole.tokens, seed
     )
     return {
-        "metrics": _metrics(scored, losses, shape, seed),
+        "metrics": coder_metrics(whole, losses, shape, seed) | shared.error(seed),
         "controls": controls,
-        "ladder": ladder(_on_shared(scored, losses, seed), controls),
+        "ladder": ladder(shared.own(seed), controls, paired),
         "error_budget": pursued.pop("parts"),
         "error_budget_details": pursued,
-        "breakdown": breakdown(losses[CODER].arrays(), seed),
-        "curves": {"alive": scored.firings.alive_curve()},
-        "histograms": _histograms(scored.firings, angles),
-        "counted": {"control_l0": l0, **_tokens(scored, losses, held)},
+        "breakdown": breakdown(losses.arrays(), by_sequence.arrays(), heard.whole.over, seed),
+        "curves": {"alive": firings.alive_curve()},
+        "histograms": histograms(firings, angles),
+        "counted": {
+            "control_l0": l0,
+            "tokens": held.whole.tokens,
+            "loss_tokens": int(losses.total("count")),
+            **(shared.counted() if controls else dict.fromkeys(shared.counted(), 0)),
+        },
     }
 
 
-def _random_model(job: _Job, train: TrainData, l0: int) -> dict[str, Entry]:
-    few = draw(job.store, job.split, job.budget.control_tokens, job.special, block_rows=LOSS_RUN)
-    sums = score_random_model(job.coder, job.lm, train, few, l0, job.seed, job.tell)
-    return entries(sums.arrays(), metrics_of("reconstruction", "codes"), job.seed)
+def _activations(job: _Job, methods: Mapping[str, CoderLike], sample: Sample, what: str) -> Scored:
+    batches = sample.batches(job.site, job.mean_D.device, job.source)
+    return score_activations(methods, sample, batches, job.mean_D, partial(job.tell, what))
 
 
-def _error_budget(job: _Job, alive_F: np.ndarray) -> dict[str, Any]:
-    rows = []
-    for part in (job.split, "train"):
-        tokens = job.budget.pursuit_tokens
-        few = draw(job.store, part, tokens, job.special, block_rows=LOSS_RUN)
-        rows.append(Rows.of(few, job.site, job.source, job.mean_D.device))
-    held, train = rows
-    tell = partial(job.tell, "error budget")
-    return error_budget(job.coder, held, train, alive_F, job.seed, tell)
+def _losses(
+    job: _Job, methods: Mapping[str, Replace], sample: Sample, what: str, by_group: bool = False
+) -> dict[str, DocumentSums]:
+    return score_losses(
+        methods, job.lm, job.site, sample, job.mean_D, partial(job.tell, what), job.source,
+        by_group=by_group,
+    )  # fmt: skip
 
 
-def _tokens(scored: Scored, losses: Mapping[str, DocumentSums], held: Sample) -> dict[str, int]:
-    """How many tokens the numbers rest on."""
-    controlled = bool(set(losses) - {CODER, SHARED, RANDOM_ERROR})
-    return {
-        "tokens": held.tokens,
-        "loss_tokens": int(losses[CODER].total("count")),
-        "control_tokens": int(scored.shared.data.total("count")) if controlled else 0,
-    }
+def _shared(job: _Job, fitted: Mapping[str, CoderLike], held: Sample, heard: Sample) -> Shared:
+    """Coder and controls on the same tokens; of losses, a random error of equal length as well."""
+    methods = {CODER: job.coder, **fitted}
+    scored = _activations(job, methods, held, "activations, controls")
+    spliced: dict[str, Replace] = dict(methods)
+    if not isinstance(job.coder, TwoSites):
+        spliced[RANDOM_ERROR] = RandomError(job.coder, job.seed)
+    return Shared(scored, _losses(job, spliced, heard, "losses, controls"))
 
 
-def _metrics(
-    scored: Scored, losses: Mapping[str, DocumentSums], shape: DocumentSums, seed: int
-) -> dict[str, Entry]:
-    data = scored.shared.data + scored.rest.data
-    own = scored.shared.of(CODER) + scored.rest.of(CODER)
-    found = entries((data | own).arrays(), metrics_of("reconstruction", "codes"), seed)
-    found |= entries(scored.firings.table(), metrics_of("sparsity"), seed)
-    found |= entries(losses[CODER].arrays(), metrics_of("fidelity"), seed)
-    if RANDOM_ERROR in losses:
-        table = losses[SHARED].arrays()
-        table |= {f"random_{k}": losses[RANDOM_ERROR].arrays()[k] for k in ("ce", "kl")}
-        found |= entries(table, metrics_of("error"), seed)
-    if shape.table:
-        one_space = "encoder_decoder" in shape.table
-        known = [m for m in metrics_of("geometry") if one_space or m.name != ENCODER_DECODER]
-        found |= entries(shape.arrays(), known, seed)
-    return found
+def _error_budget(job: _Job, firings: Firings) -> dict[str, Any]:
+    """On tokens of many sequences: pursuit is dear, and neighbours err alike."""
+    tokens, context = job.budget.pursuit_tokens, job.store.context
 
+    def rows(split: str) -> Rows:
+        many = draw(job.store, split, THINNED * tokens, job.special, block_rows=context)
+        few = many.thinned(tokens, job.seed)
+        return Rows.of(few, job.site, job.source, job.mean_D.device)
 
-def _on_shared(scored: Scored, losses: Mapping[str, DocumentSums], seed: int) -> dict[str, Entry]:
-    """The coder's own numbers on the tokens on which its controls were scored."""
-    part = scored.shared
-    table = (part.data | part.of(CODER)).arrays()
-    found = entries(table, metrics_of("reconstruction", "codes"), seed, resamples=1)
-    shared = losses[SHARED].arrays()
-    return found | entries(shared, metrics_of("fidelity"), seed, resamples=1)
-
-
-def _control(
-    scored: Scored, losses: Mapping[str, DocumentSums], name: str, seed: int
-) -> dict[str, Entry]:
-    part = scored.shared
-    table = (part.data | part.of(name)).arrays()
-    table["coder_e2"] = part.of(CODER).table["e2"].numpy()
-    heard = losses[name].arrays() | {"coder_ce": losses[SHARED].table["ce"].numpy()}
-    of_activations = metrics_of("reconstruction", "codes", "comparison")
-    return entries(table, [m for m in of_activations if m.name != LIFT], seed) | entries(
-        heard, [*metrics_of("fidelity"), REGISTRY[LIFT]], seed
-    )
-
-
-def _histograms(firings: Firings, angles: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "log_density": firings.density_histogram(),
-        "l0": firings.l0_histogram(),
-    }
-    for name, values in angles.items():
-        found[name] = geometry.histogram(values, -1.0 if name == "encoder_decoder" else 0.0, 1.0)
-    return found
+    return error_budget(
+        job.coder, rows(job.split), rows("train"), firings.alive_F, firings.tokens, job.seed,
+        partial(job.tell, "error budget"),
+    )  # fmt: skip

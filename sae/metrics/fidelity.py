@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.metrics.continuation import Continuation, Replace, constant
-from sae.metrics.sample import Sample
+from sae.metrics.sample import MAX_UNITS, Sample
 from sae.metrics.sums import DocumentSums
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ GROUPED = ("count", "ce", "ce_clean", "kl")
 class Closely:
     """A method that is looked at more closely than the others.
 
-    Its sums over the batches that are shared by all methods come under `shared` as well; of all
-    its tokens, sums by group, `groups[name]` being labels (n, T) of the tokens that are read,
-    from 0 to `sizes[name]` - 1.
+    Its sums by group are taken as well, `groups[name]` being labels (n, T) of the tokens that are
+    read, from 0 to `sizes[name]` - 1. A group may hold tokens of a few documents only, so these
+    sums are kept per sequence too, under the name `by_sequence`.
     """
 
     method: str
-    shared: str
+    by_sequence: str
     groups: Mapping[str, np.ndarray]
     sizes: Mapping[str, int]
 
@@ -55,6 +55,7 @@ class _Batch:
     tokens_ST: Tensor
     wanted_ST: Tensor  # (S, T - 1) bool: this token and the next are scored
     unit_N: Tensor
+    sequence_N: Tensor  # number within the sample
     part: slice  # of the sample's sequences
 
     @property
@@ -73,42 +74,35 @@ def language_model_sums(
     ablations: Mapping[str, Tensor],
     sample: Sample,
     step: Callable[[int], None] | None = None,
-    every: Mapping[str, int] | None = None,
     source: str | None = None,
     closely: Closely | None = None,
 ) -> dict[str, DocumentSums]:
     """The sums of each method. `ablations` ("zero", "mean") are vectors (D,) that take the place
     of every activation.
 
-    Everything is spliced into the same clean run of the same sequences; a method named in
-    `every` is run on every n-th batch of them only, and all its sums are of those. `step(n)` is
-    told how many sequences are done. With `source`, methods are given the activations at that
-    site and replace those at `site`. Raises `UserError` if the model is not in float32.
+    Everything is spliced into the same clean run of the same sequences. `step(n)` is told how
+    many of them are done. With `source`, methods are given the activations at that site and
+    replace those at `site`. Raises `UserError` if the model is not in float32.
     """
     rest = Continuation(lm, site, source)
     ablated = _Ablations(rest, ablations, sample)
     sums = {name: DocumentSums(sample.units) for name in methods}
     if closely is not None:
-        sums[closely.shared] = DocumentSums(sample.units)
+        sums[closely.by_sequence] = DocumentSums(min(len(sample.tokens_ST), MAX_UNITS))
     done = 0
-    for number, batch in enumerate(_batches(sample, lm.device)):
+    for batch in _batches(sample, lm.device):
         x_STD = rest.start(batch.tokens_ST)
 
         def states(replace: Replace | None, batch: _Batch = batch, x_STD: Tensor = x_STD) -> Tensor:
             return batch.pick(rest.finish(batch.tokens_ST, x_STD, replace))
 
-        turn = [name for name in methods if number % (every or {}).get(name, 1) == 0]
         ablation = {name: ablated.states(name, batch, x_STD) for name in ablations}
-        hidden = {name: states(methods[name]) for name in turn}
-        takers = {name: [sums[name]] for name in turn}
-        if closely is not None and len(turn) == len(methods):
-            takers[closely.method].append(sums[closely.shared])
+        hidden = {name: states(method) for name, method in methods.items()}
         for part, losses in _losses(lm.model.lm_head.weight, states(None), hidden, ablation, batch):
             for name, terms in losses.items():
-                for taker in takers[name]:
-                    taker.add(batch.unit_N[part], **terms)
+                sums[name].add(batch.unit_N[part], **terms)
             if closely is not None:
-                _add_grouped(sums[closely.method], closely, batch, part, losses[closely.method])
+                _add_grouped(sums, closely, batch, part, losses[closely.method])
         done += len(batch.tokens_ST)
         if step is not None:
             step(done)
@@ -122,8 +116,9 @@ def _batches(sample: Sample, device: torch.device) -> Iterator[_Batch]:
         scored_ST = torch.from_numpy(sample.scored_ST[part])
         wanted_ST = scored_ST[:, :-1] & scored_ST[:, 1:]
         unit_N = torch.from_numpy(sample.unit_ST[part])[:, :-1][wanted_ST]
+        sequence_N = start + wanted_ST.nonzero()[:, 0]
         tokens_ST = torch.from_numpy(sample.tokens_ST[part]).to(device)
-        yield _Batch(tokens_ST, wanted_ST.to(device), unit_N, part)
+        yield _Batch(tokens_ST, wanted_ST.to(device), unit_N, sequence_N, part)
 
 
 @torch.inference_mode()
@@ -159,13 +154,22 @@ def _losses(
 
 
 def _add_grouped(
-    sums: DocumentSums, closely: Closely, batch: _Batch, part: slice, terms: dict[str, Tensor]
+    sums: Mapping[str, DocumentSums],
+    closely: Closely,
+    batch: _Batch,
+    part: slice,
+    terms: dict[str, Tensor],
 ) -> None:
     wanted_ST = batch.wanted_ST.cpu()
+    units = {
+        closely.method: batch.unit_N[part],
+        closely.by_sequence: batch.sequence_N[part] % MAX_UNITS,
+    }
     for group, labels_ST in closely.groups.items():
         label_N = torch.from_numpy(labels_ST[batch.part])[:, :-1][wanted_ST][part]
         wanted = {f"{term}@{group}": terms[term] for term in GROUPED}
-        sums.add_grouped(batch.unit_N[part], label_N, closely.sizes[group], **wanted)
+        for name, unit_N in units.items():
+            sums[name].add_grouped(unit_N, label_N, closely.sizes[group], **wanted)
 
 
 @dataclass(frozen=True)

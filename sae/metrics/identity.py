@@ -17,6 +17,7 @@ from sae.coders import Coder, TwoSites
 from sae.lm.sites import Site, parse_site
 from sae.metrics.continuation import Replace
 from sae.metrics.known_answers import SelfTest, score
+from sae.metrics.other_decoder import OtherDecoder, shuffled
 from sae.metrics.reconstruction import CoderLike
 from sae.metrics.sample import Batch, Sample
 
@@ -79,7 +80,7 @@ def layer_identity(coder: Coder, rows: _Rows, source: str, site: str) -> SelfTes
 
 
 def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str) -> SelfTest:
-    """EV of the coder as it is, against EV in the units of training.
+    """EV of the coder as it is, against EV in the units of training, of all or of a part of it.
 
     Training scales x so that its variance is D. A coder that was saved without folding that in
     explains x only once it is scaled; a folded one explains it as it is. A coder that was hardly
@@ -87,19 +88,53 @@ def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str
     `b_dec` lies at the mean of x, not at the scaled one, shows that its units are right.
     """
     scale_in, scale_out = (_training_scale(few, s) for s in (source, site))
+    ev = _ev(coder, own)
 
     def in_units_of_training(x_BD: Tensor) -> Tensor:
         return coder(x_BD * scale_in) / scale_out
 
-    folded = _lies_at(coder.b_dec_D, own.x_BD.mean(0), scale_out)
-    more = 0.0 if folded else max(0.0, _ev(in_units_of_training, own) - _ev(coder, own))
+    gains = _forgotten(coder, own, ev, scale_out)
+    if not _lies_at(coder.b_dec_D, own.x_BD.mean(0), scale_out):
+        how = f"with all of them scaled by {scale_in:.4g}, as in training"
+        gains[how] = _ev(in_units_of_training, own) - ev
+    worst = max(gains, key=lambda how: gains[how], default="")
     return SelfTest(
         "scale_identity",
-        more,
+        max(0.0, gains.get(worst, 0.0)),
         EV_IN_OTHER_UNITS,
-        "a coder must take activations as they are; this one explains more of them scaled by "
-        f"{scale_in:.4g}, as in training, so that its weights were not folded",
+        "a coder must take activations as they are; this one explains more of them "
+        f"{worst}, so that not all of its weights were folded",
     )
+
+
+def _forgotten(coder: Coder, own: Batch, ev: float, scale: float) -> dict[str, float]:
+    """EV gained with thresholds, b_enc or both times and divided by the scale of training.
+
+    Folding divides both; who forgets one of them, or does it twice, has a coder whose other parts
+    are right. A coder that was hardly trained explains more the lower its thresholds are: there a
+    second step of the same size gains as much again, which is no sign of units.
+    """
+    parts = {"thresholds": type(coder).scale_units is not Coder.scale_units,
+             "`b_enc`": bool(coder.b_enc_F.any())}  # fmt: skip
+    known = [part for part, there in parts.items() if there]
+    gains = {}
+    for factor in (scale, 1 / scale):
+        for changed in {*((part,) for part in known), tuple(known)} - {()}:
+            once, twice = (_ev(_rescaled(coder, changed, factor**power), own) for power in (1, 2))
+            gains[f"with its {' and '.join(changed)} times {factor:.4g}"] = once - max(ev, twice)
+    return gains
+
+
+def _rescaled(coder: Coder, parts: tuple[str, ...], factor: float) -> Coder:
+    """A copy of the coder in which these parts, and nothing else, are in other units."""
+    wide = (coder.W_enc_FD, coder.W_dec_FD)  # shared: no copies of wide matrices
+    other = copy.deepcopy(coder, {id(weight): weight for weight in wide})
+    if "thresholds" in parts:
+        other.scale_units(factor)
+    if "`b_enc`" in parts:
+        with torch.no_grad():
+            other.b_enc_F.mul_(factor)
+    return other
 
 
 def _lies_at(b_D: Tensor, mean_D: Tensor, scale: float) -> bool:
@@ -118,13 +153,9 @@ def decoder_identity(coder: Coder, own: Batch) -> SelfTest:
     Directions that belong to the latents lower the error, or at least are better than others in
     their place; a decoder of another coder does neither.
     """
-    order = torch.randperm(coder.d_sae, generator=torch.Generator().manual_seed(0))
-    without, shuffled = copy.deepcopy(coder), copy.deepcopy(coder)
-    for other in (without, shuffled):
-        other.requires_grad_(False)
-    without.W_dec_FD.zero_()
-    shuffled.W_dec_FD.copy_(coder.W_dec_FD[order.to(coder.W_dec_FD.device)])
-    own_fvu, none, others = (1 - _ev(c, own) for c in (coder, without, shuffled))
+    without = OtherDecoder(coder, torch.zeros_like(coder.W_dec_FD))
+    permuted = OtherDecoder(coder, shuffled(coder, 0))
+    own_fvu, none, others = (1 - _ev(c, own) for c in (coder, without, permuted))
     return SelfTest(
         "decoder_identity",
         own_fvu / max(none, NOT_BETTER * others, 1e-30),

@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sae.metrics.bootstrap import Entry
-from sae.metrics.registry import REGISTRY
+import numpy as np
+
+from sae.metrics.bootstrap import Entry, entries
+from sae.metrics.controls import RANDOM_MODEL
+from sae.metrics.registry import REGISTRY, Group, Metric, metrics_of
+from sae.metrics.sums import Sums
 
 Scores = Mapping[str, Entry]
 COMPARED = (
@@ -17,14 +21,63 @@ COMPARED = (
     "ce_recovered_mean",
     "ce_recovered_zero",
 )
+TERMS = (
+    "count",
+    "c2",
+    "centred",
+    "e2",
+    "nmse",
+    "cos",
+    "ce",
+    "ce_clean",
+    "ce_mean",
+    "ce_zero",
+    "kl",
+)
+OWN = "own "  # before the coder's terms, in a table of both
+APART = (RANDOM_MODEL,)  # scored on other activations: compared, but no number to subtract
 
 
-def ladder(own: Scores, controls: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """The `"ladder"` key of an evaluation; `own` are the coder's numbers on the controls' tokens.
+def lifts(
+    own: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], group: Group, seed: int
+) -> dict[str, Entry]:
+    """How much better the coder is than a control, on each compared metric of a group.
 
-    {METRIC: {"coder", "best", "best_value", "lift", "won_by"}}: the best control and its value,
-    how much better the coder is (below 0: worse, whichever way the metric counts), and all
-    controls that are at least as good as it.
+    `own` and `other` are sums (U, ...) per unit on the same tokens; both metrics of a pair are
+    computed on the same resamples. Above 0 the coder is better, whichever way the metric counts.
+    """
+    both = {term: other[term] for term in TERMS if term in other}
+    both |= {f"{OWN}{term}": own[term] for term in TERMS if term in own}
+    metrics = [_lift(metric) for metric in metrics_of(group) if metric.name in COMPARED]
+    return entries(both, metrics, seed)
+
+
+def _lift(metric: Metric) -> Metric:
+    def lift(both: Sums) -> np.ndarray:
+        return _sign(metric.name) * (metric.compute(both.under(OWN)) - metric.compute(both))
+
+    return Metric(metric.name, "comparison", "", "", metric.unit, "higher", lift)
+
+
+def _sign(name: str) -> int:
+    return 1 if REGISTRY[name].better == "higher" else -1
+
+
+def ladder(
+    own: Scores, controls: Mapping[str, Scores], paired: Mapping[str, Scores]
+) -> dict[str, dict[str, Any]]:
+    """The `"ladder"` key of an evaluation: for each compared metric,
+
+        coder              its value on the controls' tokens
+        best, best_value   the best control, of those scored on the coder's own activations
+        lift, low, high    how much better than it the coder is, with the paired interval
+        tokens             that the lift rests on
+        won_by             controls that are at least as good: the whole interval of the lift over
+                           them is at 0 or below
+        undecided          controls whose lift has 0 inside its interval
+        by_value           controls without a paired interval: `won_by` goes by the values alone
+
+    `own` are the coder's numbers on the controls' tokens, `paired[control]` its `lifts`.
     """
     found = {}
     for name in COMPARED:
@@ -36,13 +89,35 @@ def ladder(own: Scores, controls: Mapping[str, Scores]) -> dict[str, dict[str, A
         }
         if value is None or not others:
             continue
-        sign = 1 if REGISTRY[name].better == "higher" else -1
-        best = max(others, key=lambda control: sign * others[control])
+        over = {control: paired.get(control, {}).get(name, {}) for control in others}
+        best = max(
+            (control for control in others if control not in APART),
+            key=lambda control: _sign(name) * others[control],
+            default=None,
+        )
+        lift = over[best] if best is not None else {}
         found[name] = {
             "coder": value,
             "best": best,
-            "best_value": others[best],
-            "lift": sign * (value - others[best]),
-            "won_by": [c for c, other in others.items() if sign * (other - value) >= 0],
+            "best_value": None if best is None else others[best],
+            "lift": None if best is None else _sign(name) * (value - others[best]),
+            **{key: lift.get(key) for key in ("low", "high", "tokens")},
+            **_verdicts(name, float(value), others, over),
         }
     return found
+
+
+def _verdicts(
+    name: str, value: float, others: Mapping[str, float], over: Mapping[str, Entry]
+) -> dict[str, list[str]]:
+    verdicts: dict[str, list[str]] = {"won_by": [], "undecided": [], "by_value": []}
+    for control, other in others.items():
+        low, high = (over[control].get(end) for end in ("low", "high"))
+        if low is None or high is None:
+            verdicts["by_value"].append(control)
+            low = high = _sign(name) * (value - other)
+        if high <= 0:
+            verdicts["won_by"].append(control)
+        elif low <= 0:
+            verdicts["undecided"].append(control)
+    return verdicts

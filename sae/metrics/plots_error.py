@@ -6,20 +6,27 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from sae.metrics.plots import FAINT, SERIES, STYLE, as_svg, canvas, plain, spread
+from sae.metrics.plots import FAINT, INK, SERIES, STYLE, as_svg, canvas, plain, spread
 
 
-def budget(parts: Mapping[str, float | None], names: Mapping[str, str]) -> str:
-    """One bar per part of FVU, in shares of it; parts below 0 point to the left."""
+def budget(
+    parts: Mapping[str, float | None],
+    intervals: Mapping[str, Sequence[float | None]],
+    names: Mapping[str, str],
+) -> str:
+    """One bar per part of FVU, in shares of it, with its interval; those below 0 point left."""
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(5.4, 0.7 + 0.36 * len(parts))
         for y, (part, value) in enumerate(parts.items()):
             share = value or 0.0
             colour = SERIES[2] if part == "rest" else SERIES[0]
+            low, high = intervals[part]
             axes.barh([y], [share], color=colour, height=0.62)
+            around = np.array(spread({"value": share, "low": low, "high": high}))[:, None]
+            axes.errorbar([share], [y], xerr=around, color=INK, capsize=3, lw=1.2, fmt="none")
             axes.annotate(
                 f"{share:.1%}" if value is not None else "no value",
-                (max(0.0, share), y),
+                (max(0.0, share, high or 0.0), y),
                 textcoords="offset points",
                 xytext=(5, 0),
                 va="center",

@@ -15,7 +15,7 @@ from sae.base.errors import UserError, nearest
 from sae.coders import Coder, coder_hash
 from sae.metrics.bootstrap import LEVEL, RESAMPLES
 from sae.metrics.controls import NAMES
-from sae.metrics.sample import Sample
+from sae.metrics.sample import Part
 from sae.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -60,16 +60,18 @@ def describe_store(store: ActivationStore, split: str) -> dict[str, Any]:
     return {"path": str(store.path), "split": split, **kept}
 
 
-def describe_interval(held: Sample, heard: Sample) -> dict[str, Any]:
-    """How the intervals were made; `units` for activations, `loss_units` for losses."""
-    return {
-        "level": LEVEL,
-        "resamples": RESAMPLES,
-        "over": held.over,
-        "units": held.units,
-        "loss_over": heard.over,
-        "loss_units": heard.units,
+def describe_interval(held: Part, heard: Part) -> dict[str, Any]:
+    """How the intervals were made: of activations, of losses, and of both where controls run."""
+    found: dict[str, Any] = {"level": LEVEL, "resamples": RESAMPLES}
+    samples = {
+        "": held.whole,
+        "loss_": heard.whole,
+        "control_": held.shared,
+        "control_loss_": heard.shared,
     }
+    for prefix, sample in samples.items():
+        found |= {f"{prefix}over": sample.over, f"{prefix}units": sample.units}
+    return found
 
 
 def describe_run(device: torch.device, started: float) -> dict[str, Any]:

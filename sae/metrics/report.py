@@ -161,7 +161,8 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "alive": plots.alive({name: evaluation["curves"]["alive"]}),
         "active": plots.active(histograms["l0"]),
     }
-    figures["budget"] = plots_error.budget(evaluation["error_budget"], PARTS)
+    intervals = evaluation["error_budget_details"]["intervals"]
+    figures["budget"] = plots_error.budget(evaluation["error_budget"], intervals, PARTS)
     for group, rows in evaluation["breakdown"].items():
         figures[group] = plots_error.groups(rows, BREAKDOWNS[group])
     if "max_decoder_cosine" in histograms:
@@ -173,6 +174,7 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "evaluation": evaluation,
         "figures": figures,
         "lost": {control: _lost(evaluation, control) for control in controls},
+        "by_value": {c for rung in evaluation["ladder"].values() for c in rung["by_value"]},
         "parts": PARTS,
         "breakdowns": BREAKDOWNS,
     }

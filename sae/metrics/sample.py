@@ -5,7 +5,7 @@ than the split is spent on short runs of sequences spread evenly over all of it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -63,43 +63,66 @@ class Sample:
             yield run, slice(start, start + len(run))
             start += len(run)
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """(n,) the absolute number of each sequence."""
+        return np.concatenate([np.asarray(run, np.int64) for run in self.runs])
+
     def batches(
         self, site: str, device: torch.device | str = "cpu", source: str | None = None
     ) -> Iterator[Batch]:
-        """Activations of the whole sample at `site`, and at `source` too, a run at a time."""
-        context = self.store.context
+        """Activations of the whole sample at `site`, and at `source` too, a block at a time."""
         source = None if source == site else source
+        size = max(1, BLOCK_ROWS // self.store.context)
+        numbers = self.numbers
 
-        def rows(of: str, run: range) -> Tensor:
-            x_BD = torch.from_numpy(self.store.read(of, run.start * context, run.stop * context))
+        def rows(of: str, runs: list[range]) -> Tensor:
+            x_BD = torch.from_numpy(_read_runs(self.store, of, runs))
             return x_BD.to(device, torch.float32)[wanted.to(device)]
 
-        for run, where in self:
-            scored = torch.from_numpy(self.scored_ST[where].reshape(-1))
-            first = torch.zeros(len(run), context, dtype=torch.bool)
-            first[:, 0] = True
-            wanted = scored | first.flatten()
+        for start in range(0, len(numbers), size):
+            where = slice(start, start + size)
+            runs = _consecutive(numbers[where])
+            scored_ST = torch.from_numpy(self.scored_ST[where])
+            first_ST = torch.zeros_like(scored_ST)
+            first_ST[:, 0] = True
+            wanted, scored = (scored_ST | first_ST).flatten(), scored_ST.flatten()
             unit = torch.from_numpy(self.unit_ST[where].reshape(-1))
-            read_BD = rows(source, run) if source else None
-            yield Batch(rows(site, run), unit[wanted], scored[wanted], read_BD)
+            read_BD = rows(source, runs) if source else None
+            yield Batch(rows(site, runs), unit[wanted], scored[wanted], read_BD)
 
     def some(self, sequences: int) -> "Sample":
-        """About that many sequences of this sample (at least one), from four places in it."""
-        starts = np.cumsum([0, *map(len, self.runs)])
-        places = np.linspace(0, len(self.runs) - 1, min(4, sequences)).round().astype(int)
-        places = np.unique(places).tolist()
-        each = max(1, sequences // len(places))
-        runs = [self.runs[i][:each] for i in places]
-        kept = np.concatenate(
-            [starts[i] + np.arange(len(run)) for i, run in zip(places, runs, strict=True)]
-        )
-        return replace(
-            self,
-            runs=runs,
-            tokens_ST=self.tokens_ST[kept],
-            scored_ST=self.scored_ST[kept],
-            unit_ST=self.unit_ST[kept],
-        )
+        """At most that many of its sequences (at least one), spread evenly over it.
+
+        Intervals resample what *it* holds: the documents, or the sequences if those are few.
+        """
+        kept = evenly(len(self.tokens_ST), sequences)
+        runs = _consecutive(self.numbers[kept])
+        return _sample(self.store, runs, self.tokens_ST[kept], self.scored_ST[kept], self.special)
+
+    def about(self, tokens: int) -> "Sample":
+        """About that many of its tokens, in sequences that are spread evenly over it."""
+        share = min(1.0, tokens / max(1, self.tokens))
+        return self.some(round(len(self.tokens_ST) * share))
+
+    def thinned(self, tokens: int, seed: int) -> "Sample":
+        """The same sequences, of whose tokens so many are still scored, drawn at random.
+
+        Neighbours say much the same: few tokens of many sequences say more than all of a few.
+        """
+        scored = np.flatnonzero(self.scored_ST)
+        kept = np.random.default_rng(seed).permutation(scored)[:tokens]
+        scored_ST = np.zeros_like(self.scored_ST)
+        scored_ST.reshape(-1)[kept] = True
+        return _sample(self.store, self.runs, self.tokens_ST, scored_ST, self.special)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sample, and the even part of it on which the controls are scored too."""
+
+    whole: Sample
+    shared: Sample
 
 
 def draw(
@@ -126,8 +149,36 @@ def draw(
         raise UserError(
             f"The split `{split}` of {store.path} has no token to score; harvest more text."
         )
+    return _sample(store, runs, tokens_ST, scored_ST, frozenset(special))
+
+
+def evenly(count: int, wanted: int) -> np.ndarray:
+    """`wanted` of the numbers below `count` (at least one, at most all), evenly spread."""
+    wanted = min(count, max(1, wanted))
+    return np.linspace(0, count - 1, wanted).round().astype(np.int64)
+
+
+def _sample(
+    store: ActivationStore,
+    runs: list[range],
+    tokens_ST: np.ndarray,
+    scored_ST: np.ndarray,
+    special: frozenset[int],
+) -> Sample:
     unit_ST, units, over = _units(store, runs, scored_ST)
-    return Sample(store, runs, tokens_ST, scored_ST, unit_ST, units, over, frozenset(special))
+    return Sample(store, runs, tokens_ST, scored_ST, unit_ST, units, over, special)
+
+
+def _consecutive(numbers: np.ndarray) -> list[range]:
+    """Ascending sequence numbers as runs of consecutive ones."""
+    parts = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [range(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def _read_runs(store: ActivationStore, site: str, runs: list[range]) -> np.ndarray:
+    context = store.context
+    found = [store.read(site, run.start * context, run.stop * context) for run in runs]
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _read(
@@ -146,7 +197,7 @@ def _spread(first: int, stop: int, wanted: int, per_block: int) -> list[range]:
     starts = np.arange(first, stop, per_block)
     blocks = -(-wanted // per_block)
     if blocks < len(starts):
-        starts = starts[np.linspace(0, len(starts) - 1, blocks).round().astype(int)]
+        starts = starts[evenly(len(starts), blocks)]
     runs, left = [], wanted
     for start in starts.tolist():
         run = range(start, min(start + per_block, stop, start + left))

@@ -1,6 +1,7 @@
 """The two passes of an evaluation: over stored activations, and through the language model.
 
-Coder and controls go through both side by side, so that every comparison is of the same tokens.
+Each is made twice: of the coder on the whole sample, then of the coder and its controls side by
+side on an even part of it, so that every comparison is of the same tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.coders import Coder, TwoSites
+from sae.coders import Coder
 from sae.metrics import fidelity
 from sae.metrics.breakdown import closely
-from sae.metrics.controls import CONTROLS, TrainData
+from sae.metrics.continuation import Replace
+from sae.metrics.controls import CONTROLS, RANDOM_MODEL, TrainData
 from sae.metrics.controls.random_model import (
     activations,
     mean_of,
@@ -30,32 +32,27 @@ from sae.metrics.sums import DocumentSums
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-CODER, SHARED, RANDOM_ERROR = "coder", "coder on the controls' tokens", "random error"
+CODER, RANDOM_ERROR = "coder", "random error"
+BY_SEQUENCE = "coder by sequence"
+Tell = Callable[[int, int], None]  # done, total
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
 @dataclass
-class Part:
-    """Sums over a part of the tokens: of the data, and of each method that was scored on it."""
+class Scored:
+    """Sums over a sample: of the data, and of each method that was scored on it."""
 
-    units: int
+    sample: Sample
     data: DocumentSums = field(init=False)
     methods: dict[str, DocumentSums] = field(default_factory=dict)
+    firings: dict[str, Firings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.data = DocumentSums(self.units)
+        self.data = DocumentSums(self.sample.units)
 
-    def of(self, method: str) -> DocumentSums:
-        return self.methods.setdefault(method, DocumentSums(self.units))
-
-
-@dataclass
-class Scored:
-    """One pass over the activations. The controls are scored on the `shared` part alone."""
-
-    shared: Part
-    rest: Part
-    firings: Firings
+    def table(self, method: str) -> dict[str, np.ndarray]:
+        """Sums per unit of the data and of a method."""
+        return (self.data | self.methods[method]).arrays()
 
 
 def fit_controls(
@@ -74,119 +71,87 @@ def fit_controls(
 
 @torch.inference_mode()
 def score_activations(
-    coder: Coder,
-    controls: Mapping[str, CoderLike],
-    held: Sample,
-    site: str,
+    methods: Mapping[str, CoderLike],
+    sample: Sample,
+    batches: Iterable[Batch],
     mean_D: Tensor,
-    control_tokens: int,
-    tell: Callable[[int, int], None],
-    source: str | None = None,
+    tell: Tell,
 ) -> Scored:
-    """Coder and controls on stored activations; they read `source`, if that is not `site`."""
-    norms = {n: c.W_dec_FD.norm(dim=1) for n, c in {CODER: coder, **controls}.items()}
-    units = {CODER: held.units}  # of controls only the codes per token are wanted
-    counts = {n: Firings(len(norm), units.get(n, 1), norm) for n, norm in norms.items()}
-    scored = Scored(Part(held.units), Part(held.units), counts[CODER])
-    blocks = max(1, round(len(held.runs) * min(1.0, control_tokens / max(1, held.tokens))))
-    shared = set(np.linspace(0, len(held.runs) - 1, blocks).round().astype(int).tolist())
-    for number, batch in enumerate(held.batches(site, mean_D.device, source)):
-        part = scored.shared if number in shared else scored.rest
-        methods = {CODER: coder, **(controls if number in shared else {})}
-        add_data(part.data, batch, mean_D)
+    """All methods on the same activations of a sample.
+
+    Who fires is kept per unit of the coder alone: of controls only the codes per token are wanted.
+    """
+    scored = Scored(sample)
+    for name, method in methods.items():
+        norms_F = method.W_dec_FD.norm(dim=1)
+        units = sample.units if name == CODER else 1
+        scored.methods[name] = DocumentSums(sample.units)
+        scored.firings[name] = Firings(len(norms_F), units, norms_F)
+    done = 0
+    for batch in batches:
+        add_data(scored.data, batch, mean_D)
         for name, method in methods.items():
-            _add_method(part.of(name), counts[name], method, batch, mean_D)
-        tell(counts[CODER].tokens, held.tokens)
+            x_hat_BD, codes = reconstruct(method, batch.given_BD)
+            sums = scored.methods[name]
+            add_errors(sums, batch, x_hat_BD, mean_D)
+            terms = scored.firings[name].add(codes, batch.unit_B, batch.scored_B)
+            sums.add(batch.unit_B[batch.scored_B], **terms)
+        done += int(batch.scored_B.sum())
+        tell(done, sample.tokens)
     return scored
-
-
-def _add_method(
-    sums: DocumentSums, firings: Firings, method: CoderLike, batch: Batch, mean_D: Tensor
-) -> None:
-    x_hat_BD, codes = reconstruct(method, batch.given_BD)
-    add_errors(sums, batch, x_hat_BD, mean_D)
-    terms = firings.add(codes, batch.unit_B, batch.scored_B)
-    sums.add(batch.unit_B[batch.scored_B], **terms)
 
 
 def score_random_model(
     coder: Coder,
     lm: "LanguageModel",
     train: TrainData,
-    held: Sample,
+    sample: Sample,
     l0: int,
     seed: int,
     tell: Progress,
-) -> DocumentSums:
-    """Sums of reconstruction and codes of a coder of a randomly initialised model, on the same
-    held-out tokens as that model sees them.
-    """
+) -> Scored:
+    """A coder of a randomly initialised model, on the same tokens as that model sees them."""
     untrained = random_model(lm, seed)
-    data = replace(train, tell=partial(tell, "control random_model"))
-    control = random_model_coder(coder, data, untrained, l0, seed)
-    mean_D = mean_of(activations(untrained, held, train.site)).to(train.device)
-    return _score_one(control, activations(untrained, held, train.site), mean_D, held.units)
-
-
-@torch.inference_mode()
-def _score_one(method: Coder, batches: Iterable[Batch], mean_D: Tensor, units: int) -> DocumentSums:
-    data, sums = DocumentSums(units), DocumentSums(units)
-    firings = Firings(method.d_sae, 1, method.W_dec_FD.norm(dim=1))
-    for batch in batches:
-        batch = replace(batch, x_BD=batch.x_BD.to(mean_D.device))
-        add_data(data, batch, mean_D)
-        _add_method(sums, firings, method, batch, mean_D)
-    return data | sums
+    tell_step = partial(tell, f"control {RANDOM_MODEL}")
+    control = random_model_coder(coder, replace(train, tell=tell_step), untrained, l0, seed)
+    mean_D = mean_of(activations(untrained, sample, train.site)).to(train.device)
+    batches = (
+        replace(batch, x_BD=batch.x_BD.to(train.device))
+        for batch in activations(untrained, sample, train.site)
+    )
+    tell_tokens = partial(tell, f"activations, {RANDOM_MODEL}")
+    return score_activations({RANDOM_MODEL: control}, sample, batches, mean_D, tell_tokens)
 
 
 def score_losses(
-    coder: Coder,
-    controls: Mapping[str, CoderLike],
+    methods: Mapping[str, Replace],
     lm: "LanguageModel",
     site: str,
-    heard: Sample,
+    sample: Sample,
     mean_D: Tensor,
-    control_tokens: int,
-    tell: Callable[[int, int], None],
+    tell: Tell,
     source: str | None = None,
-    seed: int = 0,
+    *,
+    by_group: bool = False,
 ) -> dict[str, DocumentSums]:
-    """Losses of the coder on all of the sample, of the controls on an even part of it.
+    """Losses of the model with each method spliced in.
 
-    `SHARED` are the coder's own on that part; `RANDOM_ERROR` those with a random error of the
-    coder's length, where the coder reads what it predicts.
+    `by_group`: those of the coder by group as well, per sequence under `BY_SEQUENCE`.
     """
-    context = heard.store.context
-    turns = max(1, -(-heard.tokens // control_tokens))
-    others: dict[str, Callable[[Tensor], Tensor]] = dict(controls)
-    if not isinstance(coder, TwoSites):
-        others[RANDOM_ERROR] = RandomError(coder, seed)
-    train = heard.store.rows_of("train")
-    tokens = heard.store.tokens(train.start // context, train.stop // context)
-    counts_V = np.bincount(tokens.reshape(-1), minlength=lm.vocab_size)
+    context = sample.store.context
+    look = None
+    if by_group:
+        train = sample.store.rows_of("train")
+        tokens = sample.store.tokens(train.start // context, train.stop // context)
+        counts_V = np.bincount(tokens.reshape(-1), minlength=lm.vocab_size)
+        look = closely(CODER, BY_SEQUENCE, sample, counts_V)
     return fidelity.language_model_sums(
         lm,
         site,
-        {CODER: coder, **others},
+        methods,
         {"zero": torch.zeros_like(mean_D), "mean": mean_D},
-        heard,
-        lambda sequences: tell(sequences * context, heard.tokens_ST.size),
-        dict.fromkeys(others, turns),
+        sample,
+        lambda sequences: tell(sequences * context, sample.tokens_ST.size),
         source,
-        closely(CODER, SHARED, heard, counts_V),
+        look,
     )
-
-
-class RandomError:
-    """x + ε with ε of a random direction, and of the length of the coder's own error there."""
-
-    def __init__(self, coder: CoderLike, seed: int) -> None:
-        self._coder, self._seed = coder, seed
-        self._generator: torch.Generator | None = None
-
-    def __call__(self, x_BD: Tensor) -> Tensor:
-        if self._generator is None:
-            self._generator = torch.Generator(x_BD.device).manual_seed(self._seed)
-        noise_BD = torch.randn(x_BD.shape, generator=self._generator, device=x_BD.device)
-        length_B1 = (x_BD - self._coder(x_BD)).norm(dim=1, keepdim=True)
-        return x_BD + noise_BD * (length_B1 / noise_BD.norm(dim=1, keepdim=True))

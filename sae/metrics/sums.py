@@ -66,6 +66,16 @@ class Sums(Mapping[str, np.ndarray]):
     def __init__(self, table: Mapping[str, np.ndarray], weights_RU: np.ndarray) -> None:
         self._table, self._weights = table, weights_RU
         self._found: dict[str, np.ndarray] = {}
+        self._under: dict[str, Sums] = {}
+
+    def under(self, prefix: str) -> "Sums":
+        """The terms whose names begin with `prefix`, without it, under the same weightings."""
+        if prefix not in self._under:
+            table = {
+                n.removeprefix(prefix): v for n, v in self._table.items() if n.startswith(prefix)
+            }
+            self._under[prefix] = Sums(table, self._weights)
+        return self._under[prefix]
 
     def __getitem__(self, term: str) -> np.ndarray:
         if term not in self._found:

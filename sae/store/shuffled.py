@@ -12,6 +12,7 @@ from sae.base.errors import UserError
 from sae.store.order import BatchOrder
 from sae.store.reader import ActivationStore
 
+WINDOW = 64  # chunks that are shuffled together, unless another number is asked for
 Batch = dict[str, np.ndarray]  # site -> (B, D), float16 from a store
 
 
@@ -46,7 +47,7 @@ class ShuffledReader:
         *,
         split: str = "train",
         seed: int = 0,
-        window: int = 64,
+        window: int = WINDOW,
         ahead: int = 8,
     ) -> None:
         for site in sites:

@@ -94,11 +94,15 @@ def trainer(everywhere: ActivationStore) -> CoderTrainer:
     return small_training(everywhere)
 
 
-def small_training(store: ActivationStore) -> CoderTrainer:
-    """A small TopK at the end of its training on `SITE`."""
+def small_training(
+    store: ActivationStore, architecture: str = "topk", **options: float
+) -> CoderTrainer:
+    """A small coder at the end of its training on `SITE`; by default a TopK."""
+    options = options or {"k": 8}
     settings = Settings(steps=500, batch=256, learning_rate=3e-3, dead_after=20_000, auxk_k=8)
     stats = store.stats(SITE)
-    trainer = CoderTrainer("topk", make_coder("topk", 32, 128, k=8), SITE, stats, settings)
+    coder = make_coder(architecture, 32, 128, **options)
+    trainer = CoderTrainer(architecture, coder, SITE, stats, settings)
     batches = ShuffledReader(store, [SITE], settings.batch).batches()
     for _ in range(settings.steps):
         trainer.step(torch.from_numpy(next(batches)[SITE]))

@@ -5,7 +5,7 @@ import torch
 
 from sae.base.errors import UserError
 from sae.coders import Coder
-from sae.metrics.ablation import Ablation, EqualNorm
+from sae.metrics.ablation import Ablation, EqualNorm, RandomError
 
 
 @pytest.fixture
@@ -34,6 +34,30 @@ def test_a_random_error_of_equal_norm(coder: Coder, x_BD: torch.Tensor) -> None:
     assert torch.allclose(own.norm(dim=1), random.norm(dim=1), atol=1e-5)
     fires = own.norm(dim=1) > 0.1
     assert torch.cosine_similarity(own[fires], random[fires]).abs().mean() < 0.3
+
+
+def test_every_batch_gets_noise_of_its_own(coder: Coder, x_BD: torch.Tensor) -> None:
+    """Else a hundred batches are one draw of noise a hundred times."""
+    for method in (EqualNorm(Ablation(coder, range(40)), seed=1), RandomError(coder, seed=1)):
+        first, second = method(x_BD) - x_BD, method(x_BD) - x_BD
+        assert torch.allclose(first.norm(dim=1), second.norm(dim=1), atol=1e-5)
+        long = first.norm(dim=1) > 0.1
+        assert torch.cosine_similarity(first[long], second[long]).abs().mean() < 0.3
+    same = [RandomError(coder, seed=1)(x_BD) for _ in range(2)]
+    assert torch.equal(*same)
+
+
+def test_a_random_error_is_as_long_as_the_coders_token_by_token(
+    coder: Coder, x_BD: torch.Tensor
+) -> None:
+    error, random = x_BD - coder(x_BD), RandomError(coder, seed=1)(x_BD) - x_BD
+    assert torch.allclose(error.norm(dim=1), random.norm(dim=1), rtol=1e-5)
+    assert error.norm(dim=1).std() > 0.1  # lengths differ: equal ones would prove little
+    assert torch.cosine_similarity(error, random).abs().mean() < 0.3
+
+
+def test_a_random_error_of_a_perfect_coder_is_none(x_BD: torch.Tensor) -> None:
+    assert torch.equal(RandomError(lambda x: x)(x_BD), x_BD)
 
 
 def test_latents_that_are_not_there_are_refused(coder: Coder) -> None:

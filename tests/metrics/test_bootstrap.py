@@ -64,6 +64,14 @@ def test_alive_interval_holds_its_value() -> None:
     assert found["low"] < 0.8 < found["high"] <= 1
 
 
+def test_tokens_are_rounded_not_cut_off() -> None:
+    """Geometry's counts are shares of a whole number, and a hair below it in floating point."""
+    shares = np.full(49, 1e6 / 49 * (1 - 1e-15))
+    assert int(shares.sum()) == 999_999
+    found = entries({"count": shares, "v": shares}, [MEAN], resamples=2)["mean"]
+    assert found["tokens"] == 1_000_000
+
+
 def test_sums_merge_over_tokens_and_over_terms() -> None:
     import torch
 

@@ -30,7 +30,8 @@ from sae.metrics.controls import (
     trained,
 )
 from sae.metrics.controls.random_model import activations, random_model
-from sae.metrics.sample import draw
+from sae.metrics.identity import decoder_identity
+from sae.metrics.sample import Batch, draw
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, SITE
 
@@ -108,6 +109,24 @@ def test_a_shuffled_decoder_has_the_coders_codes_and_rows(coder: Coder, data: Tr
     assert error <= (x - control.b_dec_D).square().sum() * (1 + 1e-5)  # never worse than no codes
 
 
+@pytest.mark.parametrize("architecture", ["matching_pursuit", "ista"])
+def test_a_shuffled_decoder_does_not_shuffle_an_encoder_that_reads_it(
+    architecture: str, data: TrainData
+) -> None:
+    """Matching pursuit over permuted rows is matching pursuit over the same rows."""
+    coder = make_coder(architecture, 32, 128)
+    coder.initialise(data.mean_D, torch.Generator().manual_seed(3))
+    coder.requires_grad_(False).eval()
+    control, x = shuffled_decoder(coder, data, l0=6, seed=1), data.some()
+    assert torch.equal(control.encode(x).dense(), coder.encode(x).dense())
+    variance = (x - x.mean(0)).square().sum()
+    own, others = ((x - c(x)).square().sum() / variance for c in (coder, control))
+    assert own < 0.5
+    assert others > 0.9
+    batch = Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), dtype=torch.bool))
+    assert decoder_identity(coder, batch).value < 0.6
+
+
 def test_train_rows_are_rows_of_the_train_split(coder: Coder, data: TrainData) -> None:
     control = train_rows(coder, data, l0=6)
     rows = F.normalize(torch.cat(list(data.batches())) - data.mean_D, dim=1)
@@ -163,6 +182,24 @@ def test_a_frozen_decoder_learns_all_but_its_decoder(
     assert torch.equal(again(x), control(x))
 
 
+def test_a_frozen_decoder_reads_the_store_in_the_coders_own_order(
+    coder: Coder, data: TrainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    honest = trained.ShuffledReader
+
+    def watched(*args: Any, **order: int) -> Any:
+        orders.append(order)
+        return honest(*args, **order)
+
+    monkeypatch.setattr(trained, "ShuffledReader", watched)
+    for order in ({"seed": 5, "window": 2}, {"seed": 6, "window": 2}, None):
+        coder.metadata["loupe"] = {"settings": {"steps": 3, "batch": 128}}
+        coder.metadata["loupe"] |= {"order": order} if order else {}
+        frozen_decoder(coder, data, l0=6)
+    assert orders == [{"seed": 5, "window": 2}, {"seed": 6, "window": 2}, {"seed": 0, "window": 64}]
+
+
 def test_a_random_model_has_the_shape_and_nothing_else(
     lm: LanguageModel, store: ActivationStore, data: TrainData
 ) -> None:
@@ -198,6 +235,9 @@ def test_every_control_through_the_whole_evaluation(
     assert "delta_ce" not in apart
     assert apart["l0"]["value"] <= 8
     assert all(entry["tokens"] > 0 for entry in apart.values())
+    assert all(rung["best"] != "random_model" for rung in found["ladder"].values())
+    assert found["ladder"]["ev"]["by_value"] == ["random_model"]
+    assert apart["ev"]["tokens"] == found["controls"]["pca"]["ev"]["tokens"]
     ev = {name: scores["ev"]["value"] for name, scores in found["controls"].items()}
     own = found["ladder"]["ev"]["coder"]
     for weak in ("random_dictionary", "shuffled_decoder", "train_rows"):

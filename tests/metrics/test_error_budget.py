@@ -48,7 +48,7 @@ def oracle(width: int = D) -> Coder:
 
 
 def budget(coder: Any, held: Rows, alive: np.ndarray = EVERYTHING) -> dict[str, Any]:
-    found = error_budget(coder, held, data(200, seed=9), alive, 0, lambda _done, _total: None)
+    found = error_budget(coder, held, data(200, seed=9), alive, 1000, 0, lambda _done, _total: None)
     assert list(found["parts"]) == list(PARTS)
     assert sum(found["parts"].values()) == pytest.approx(1, abs=1e-6)
     assert list(found["fvu"]) == list(STEPS)
@@ -92,6 +92,7 @@ def test_latents_that_are_dead() -> None:
     alive = np.arange(D) < D // 2
     found = budget(coder, data(300), alive)
     assert found["parts"]["dead_width"] > 0.2
+    assert found["silent"] == {"latents": D // 2, "tokens": 1000}  # dead means: within so many
     none = budget(coder, data(300))
     assert none["parts"]["dead_width"] == 0
     assert none["parts"]["rest"] + none["parts"]["linear"] > found["parts"]["rest"]
@@ -113,7 +114,8 @@ def test_what_is_linear_in_the_input_is_found_and_what_is_not_is_rest() -> None:
 
 def test_intervals_hold_their_values_and_the_budget_is_of_every_row() -> None:
     found = budget(Wrong(lambda acts, indices: (0.8 * acts, indices)), data(300))
-    assert found["tokens"] == 300
+    assert (found["tokens"], found["over"], found["units"]) == (300, "documents", 30)
+    assert found["pursued_latents"] == ACTIVE
     for part, (low, high) in found["intervals"].items():
         assert low <= found["parts"][part] + 1e-9
         assert high >= found["parts"][part] - 1e-9
@@ -139,7 +141,7 @@ def test_scale_rotation_and_order_of_latents_change_nothing() -> None:
     turned.W_dec_FD.copy_((plain.W_dec_FD @ turn)[order] / 7)
 
     def parts(coder: Coder, *rows: Rows) -> dict[str, float]:
-        return error_budget(coder, *rows, np.ones(24, bool), 0, lambda *_: None)["parts"]
+        return error_budget(coder, *rows, np.ones(24, bool), 1000, 0, lambda *_: None)["parts"]
 
     def moved(rows: Rows) -> Rows:
         return Rows(rows.given_BD @ turn, rows.wanted_BD @ turn, rows.unit_B, rows.units)

@@ -13,10 +13,9 @@ from sae.base.errors import UserError
 from sae.base.files import write_json
 from sae.coders import Coder, coder_hash, make_coder, save_coder
 from sae.lm import LanguageModel
-from sae.metrics import REGISTRY, evaluate, formulas
+from sae.metrics import REGISTRY, evaluate, formulas, scoring
+from sae.metrics.error_budget import Rows
 from sae.metrics.registry import markdown_table
-from sae.metrics.sample import draw
-from sae.metrics.scoring import CODER, Scored, score_activations
 from sae.metrics.table import core_table
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, HELD, MLP, SITE, TRAIN, T
@@ -113,6 +112,10 @@ def test_the_numbers_agree_with_each_other(found: dict[str, Any]) -> None:
     assert rung["best_value"] == found["controls"][rung["best"]]["ev"]["value"]
     assert rung["lift"] == pytest.approx(rung["coder"] - rung["best_value"])
     assert {"pca", "random_dictionary"} <= set(rung["won_by"])
+    for name, rung in found["ladder"].items():
+        assert rung["low"] <= rung["lift"] <= rung["high"]
+        assert rung["tokens"] == found["controls"]["pca"][name]["tokens"]
+        assert rung["by_value"] == []
     heard = found["controls"]["pca"]["delta_ce"]["value"]
     lift = found["controls"]["pca"]["delta_ce_lift"]["value"]
     assert lift == pytest.approx(heard - found["ladder"]["delta_ce"]["coder"])
@@ -137,25 +140,52 @@ def test_the_coders_ev_is_that_of_a_direct_computation(
     assert found["metrics"]["ev"]["value"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_controls_may_be_scored_on_a_part(coder: Coder, store: ActivationStore) -> None:
-    sample = draw(store, "heldout", 10**6, {END}, block_rows=2 * T)
-    mean = torch.from_numpy(store.stats(SITE).mean_D).float()
-    other = make_coder("topk", 32, 64, k=2)
-    other.initialise(mean, torch.Generator())
+def test_controls_are_scored_all_over_the_split(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On sequences from its start to its end: not on whatever the first batches hold."""
+    heard: list[tuple[set[str], np.ndarray]] = []
+    honest = scoring.fidelity.language_model_sums
 
-    def score(control_tokens: int) -> Scored:
-        return score_activations(
-            coder, {"x": other}, sample, SITE, mean, control_tokens, lambda done, total: None
-        )
+    def watched(*args: Any) -> Any:
+        heard.append((set(args[2]), args[4].numbers - TRAIN))
+        return honest(*args)
 
-    part, whole = score(300), score(10**6)
-    assert 250 <= part.shared.data.total("count") <= 400
-    assert not whole.rest.methods
-    assert whole.shared.data.total("count") == sample.tokens
-    for scored in (part, whole):
-        own = scored.shared.of(CODER) + scored.rest.of(CODER)
-        assert own.total("e2") == pytest.approx(whole.shared.of(CODER).total("e2"))
-        assert scored.firings.tokens == sample.tokens
+    monkeypatch.setattr(scoring.fidelity, "language_model_sums", watched)
+    found = evaluate(
+        coder, store, lm, quick=True, loss_tokens=10**6, control_tokens=200, control_loss_tokens=200
+    )
+    [shared] = [numbers for names, numbers in heard if "pca" in names]
+    assert len(shared) == 7
+    assert (shared[0], shared[-1]) == (0, HELD - 1)
+    assert np.ptp(np.diff(shared)) <= 1
+    said, pca = found["provenance"], found["controls"]["pca"]
+    assert 150 <= said["control_tokens"] == pca["ev"]["tokens"] <= 250
+    assert pca["delta_ce"]["tokens"] <= 7 * T
+    assert found["metrics"]["kl_error_ratio"]["tokens"] == pca["delta_ce"]["tokens"]
+    assert said["interval"]["over"] == "documents"
+    assert said["interval"]["control_loss_over"] == "sequences"  # of so few, few documents
+    assert said["interval"]["control_loss_units"] == 7
+
+
+def test_the_error_budget_is_of_tokens_all_over_both_splits(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    honest = Rows.of
+    monkeypatch.setattr(
+        Rows, "of", lambda sample, *rest: drawn.append(sample) or honest(sample, *rest)
+    )
+    found = evaluate(coder, store, lm, quick=True, loss_tokens=200, controls=())
+    held, train = drawn
+    for sample, sequences in ((held, HELD), (train, TRAIN)):
+        assert (sample.scored_ST.any(1)).sum() == sequences
+    details = found["error_budget_details"]
+    assert (details["tokens"], details["over"]) == (held.tokens, "documents")
+    assert details["units"] > 20
+    assert details["silent"]["tokens"] == found["metrics"]["alive"]["tokens"]
+    silent = 1 - found["metrics"]["alive"]["value"]
+    assert details["silent"]["latents"] == pytest.approx(silent * coder.d_sae)
 
 
 def test_same_seed_same_numbers(coder: Coder, store: ActivationStore, lm: LanguageModel) -> None:

@@ -1,7 +1,5 @@
 """Losses with something spliced in, against the model's own splice and full logits."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,9 @@ from sae.base.errors import UserError
 from sae.coders import Coder
 from sae.lm import LanguageModel
 from sae.metrics import fidelity
+from sae.metrics.ablation import RandomDirections, RandomError
 from sae.metrics.bootstrap import entries
-from sae.metrics.continuation import Continuation
+from sae.metrics.continuation import Continuation, Replace
 from sae.metrics.registry import metrics_of
 from sae.metrics.sample import Sample, draw
 from sae.store import ActivationStore
@@ -145,6 +144,32 @@ def test_position_0_is_left_alone(lm: LanguageModel, sample: Sample) -> None:
     assert not torch.allclose(clean[:, 1], spliced[:, 1])
 
 
+def test_the_error_ratio_is_1_where_the_coder_errs_at_random(
+    lm: LanguageModel, sample: Sample
+) -> None:
+    """KL(coder) / KL(random): of an error that is itself of random directions, 1 but for noise;
+    of one along the mean activation, what splicing both by hand gives.
+    """
+    ratio = metrics_of("error")
+
+    def measured(method: Replace, seed: int) -> dict[str, float]:
+        methods = {"coder": method, "random": RandomError(method, seed)}
+        sums = fidelity.language_model_sums(lm, SITE, methods, ABLATIONS, sample)
+        table = sums["coder"].arrays()
+        table |= {f"random_{k}": sums["random"].arrays()[k] for k in ("ce", "kl")}
+        found = entries(table, ratio, resamples=10)
+        return {name: float(entry["value"] or 0) for name, entry in found.items()}
+
+    directions = RandomDirections(seed=5)
+    at_random = measured(lambda x: x + directions(x), seed=6)
+    assert at_random["kl_error_ratio"] == pytest.approx(1, abs=0.15)
+    one_way = measured(lambda x: x + ABLATIONS["mean"], seed=6)
+    plain = by_hand(lm, SITE, sample, lambda x: x + ABLATIONS["mean"])
+    noise = by_hand(lm, SITE, sample, RandomError(lambda x: x + ABLATIONS["mean"], 6))
+    assert one_way["kl_error_ratio"] == pytest.approx(plain["kl"] / noise["kl"], rel=0.1)
+    assert one_way["delta_ce_random_error"] == pytest.approx(noise["delta_ce"], abs=0.1)
+
+
 def test_half_precision_is_refused(lm: LanguageModel, tiny_folder: object) -> None:
     from sae.lm import load_lm
 
@@ -163,47 +188,28 @@ def test_sums_are_kept_per_document(lm: LanguageModel, sample: Sample) -> None:
     assert table["ce_clean"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_method_may_be_run_on_a_part_of_the_batches(
-    lm: LanguageModel, sample: Sample, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)  # two sequences
-    methods = {"all": halve, "some": halve}
-    sums = fidelity.language_model_sums(lm, SITE, methods, ABLATIONS, sample, every={"some": 3})
-    kept = np.arange(len(sample.tokens_ST)) // 2 % 3 == 0
-    part = replace(
-        sample,
-        tokens_ST=sample.tokens_ST[kept],
-        scored_ST=sample.scored_ST[kept],
-        unit_ST=sample.unit_ST[kept],
-    )
-    alone = fidelity.language_model_sums(lm, SITE, {"m": halve}, ABLATIONS, part)["m"].arrays()
-    for name, values in sums["some"].arrays().items():
-        assert values == pytest.approx(alone[name], rel=1e-5)
-    assert sums["all"].total("count") > 2 * sums["some"].total("count")
-
-
 def test_one_method_may_be_looked_at_closely(
     lm: LanguageModel, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its sums on the others' batches, and its sums by group, add up to what they are parts of."""
+    """Its sums by group add up to its sums."""
     monkeypatch.setattr(fidelity, "BATCH_ROWS", 64)
     groups = {"odd": np.arange(sample.tokens_ST.size).reshape(sample.tokens_ST.shape) % 3}
-    look = fidelity.Closely("all", "shared", groups, {"odd": 3})
+    look = fidelity.Closely("all", "by sequence", groups, {"odd": 3})
     sums = fidelity.language_model_sums(
         lm,
         SITE,
         {"all": halve, "some": halve},
         ABLATIONS,
         sample,
-        every={"some": 2},
         closely=look,
     )
-    for term, table in sums["some"].arrays().items():
-        assert sums["shared"].arrays()[term] == pytest.approx(table)
     for term in fidelity.GROUPED:
         by_group = sums["all"].arrays()[f"{term}@odd"]
         assert by_group.shape == (sample.units, 3)
         assert by_group.sum(1) == pytest.approx(sums["all"].arrays()[term])
+        by_sequence = sums["by sequence"].arrays()[f"{term}@odd"]
+        assert len(by_sequence) == len(sample.tokens_ST)
+        assert by_sequence.sum(0) == pytest.approx(by_group.sum(0))
     assert "count@odd" not in sums["some"].arrays()
     wanted = sample.scored_ST[:, :-1] & sample.scored_ST[:, 1:]
     expected = np.bincount(groups["odd"][:, :-1][wanted], minlength=3)

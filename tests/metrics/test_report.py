@@ -17,7 +17,7 @@ from sae.coders import make_coder
 from sae.lm import LanguageModel
 from sae.metrics import evaluate, write_report
 from sae.metrics.plots import count
-from sae.metrics.report import interval, number
+from sae.metrics.report import PARTS, interval, number
 from sae.store import ActivationStore
 from tests.metrics.conftest import SITE
 
@@ -71,6 +71,30 @@ def test_one_coder(evaluation: dict[str, Any], tmp_path: Path) -> None:
     assert "Side by side" not in text
 
 
+def test_the_error_budget_says_what_it_rests_on(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    text, _ = read({"topk": evaluation}, tmp_path)
+    details = evaluation["error_budget_details"]
+    assert f"tokens of {details['units']} documents" in text
+    assert f"silent for {count(details['silent']['tokens'])} tokens" in text
+    bars = text[text.index("Budget of the unexplained") :]
+    assert bars[: bars.index("</figure>")].count('id="LineCollection') == len(PARTS)
+
+
+def test_every_lift_has_its_interval_and_its_tokens(
+    evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    text, _ = read({"topk": evaluation}, tmp_path)
+    said = evaluation["provenance"]
+    of_losses = count(said["control_loss_tokens"])
+    assert f"{count(said['control_tokens'])} for activations, {of_losses} for losses" in text
+    table = text[text.index("Lift over the best control") :]
+    table = table[: table.index("</table>")]
+    for rung in evaluation["ladder"].values():
+        assert (
+            f'<small>{interval(rung)}</small></td><td class="r">{count(rung["tokens"])}<' in table
+        )
+
+
 def test_several_coders_are_compared(evaluation: dict[str, Any], tmp_path: Path) -> None:
     other = copy.deepcopy(evaluation)
     other["metrics"]["l0"]["value"] *= 2
@@ -118,12 +142,17 @@ def test_a_control_that_wins_is_marked(evaluation: dict[str, Any], tmp_path: Pat
     beaten, best = copy.deepcopy(evaluation), copy.deepcopy(evaluation)
     for rung in (*beaten["ladder"].values(), *best["ladder"].values()):
         rung["won_by"] = []
-    beaten["ladder"]["ev"]["won_by"] = ["pca"]
+        rung["undecided"] = []
+    beaten["ladder"]["ev"].update(best="pca", won_by=["pca"])
+    beaten["ladder"]["fvu"].update(best="raw_neurons", undecided=["raw_neurons"])
     text, _ = read({"topk": beaten}, tmp_path)
-    assert "PCA beats this coder on <code>ev</code>" in text
-    assert text.count('<td class="r bad">') == text.count("beats this coder on") + sum(
-        rung["lift"] <= 0 for rung in beaten["ladder"].values()
-    )
+    assert "PCA beats this coder on <code>ev</code> (red above): " in text
+    assert text.count('<td class="r bad">') == 2  # the control's number, and the lift over it
+    assert text.count('<td class="r good">') == len(beaten["ladder"]) - 2
+    assert text.count("<td>raw neurons</td></tr>") == 1
+    beaten["ladder"]["ev"]["by_value"] = ["pca"]
+    text, _ = read({"topk": beaten}, tmp_path)
+    assert "(red above; by the values alone, for want of a paired interval)" in text
     text, _ = read({"topk": best}, tmp_path)
     assert "beats this coder on" not in text
 

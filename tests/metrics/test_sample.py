@@ -28,7 +28,7 @@ def test_position_0_and_special_tokens_are_not_scored(store: ActivationStore) ->
 def test_batches_are_the_stored_rows_scored_ones_and_position_0(store: ActivationStore) -> None:
     sample = draw(store, "heldout", 10**9, {END}, block_rows=5 * T)
     batches = list(sample.batches(SITE))
-    assert len(batches) == HELD // 5
+    assert sum(len(b.x_BD) for b in batches) == (sample.scored_ST.sum() + HELD)
     scored = np.concatenate([b.x_BD[b.scored_B].numpy() for b in batches])
     first = np.concatenate([b.x_BD[~b.scored_B].numpy() for b in batches])
     stored = store.read(SITE, TRAIN * T, (TRAIN + HELD) * T).reshape(HELD, T, -1)
@@ -48,6 +48,34 @@ def test_a_budget_is_met_and_spread_over_the_split(store: ActivationStore) -> No
         assert (few.tokens_ST[where] == store.tokens(run.start, run.stop)).all()
 
 
+@pytest.mark.parametrize("sequences", [1, 2, 3, 7, 13, 39, HELD, 1000])
+def test_a_part_is_spread_over_its_sample(store: ActivationStore, sequences: int) -> None:
+    sample = draw(store, "heldout", 10**9, {END}, block_rows=8 * T)
+    part = sample.some(sequences)
+    numbers = part.numbers
+    assert len(numbers) == min(sequences, HELD)
+    gaps = np.diff(numbers)
+    assert (gaps > 0).all()
+    if 1 < sequences < HELD:
+        assert (numbers[0], numbers[-1]) == (TRAIN, TRAIN + HELD - 1)
+        assert gaps.max() - gaps.min() <= 1
+    assert (part.scored_ST == sample.scored_ST[numbers - TRAIN]).all()
+    x = np.concatenate([b.x_BD.numpy() for b in part.batches(SITE)])
+    stored = store.read(SITE, TRAIN * T, (TRAIN + HELD) * T).reshape(HELD, T, -1)
+    wanted = sample.scored_ST | (np.arange(T) == 0)
+    assert (x == stored[numbers - TRAIN][wanted[numbers - TRAIN]]).all()
+
+
+def test_a_part_of_few_documents_resamples_its_sequences(tmp_path: Path, lm: LanguageModel) -> None:
+    """Forty sequences of twenty documents: the whole has documents enough, six of them not."""
+    store = build_store(tmp_path / "a.zarr", lm, document_length=2 * T)
+    sample = draw(store, "heldout", 10**9, {END})
+    assert sample.over == "documents"
+    part = sample.some(6)
+    assert (part.over, part.units) == ("sequences", 6)
+    assert sample.some(30).over == "documents"
+
+
 def test_few_documents_fall_back_to_sequences(tmp_path: Path, lm: LanguageModel) -> None:
     store = build_store(tmp_path / "long.zarr", lm, document_length=10_000)
     sample = draw(store, "heldout", 10**9, {END})
@@ -60,3 +88,15 @@ def test_nothing_to_score_is_refused(store: ActivationStore, lm: LanguageModel) 
         draw(store, "heldout", 100, set(range(lm.vocab_size)))
     with pytest.raises(UserError, match="heldout"):
         draw(store, "held-out", 100, {END})
+
+
+def test_a_thinned_sample_has_few_tokens_of_all_its_sequences(store: ActivationStore) -> None:
+    sample = draw(store, "heldout", 10**9, {END}, block_rows=T)
+    thin = sample.thinned(200, seed=1)
+    assert (thin.tokens, thin.runs) == (200, sample.runs)
+    assert not (thin.scored_ST & ~sample.scored_ST).any()
+    assert (thin.scored_ST.sum(1) > 0).mean() > 0.9
+    scored = [b.x_BD[b.scored_B] for b in thin.batches(SITE)]
+    assert sum(map(len, scored)) == 200
+    assert (sample.thinned(200, seed=2).scored_ST != thin.scored_ST).any()
+    assert sample.thinned(10**6, seed=1).tokens == sample.tokens

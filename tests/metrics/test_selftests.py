@@ -203,8 +203,79 @@ def test_weights_in_the_units_of_training_are_found(lm: LanguageModel, tmp_path:
         coder.requires_grad_(False).eval()
         coder.metadata = {"hook_name": SITE}
     assert run(folded, store, shifted)["self_tests"]["scale_identity"]["passed"]
-    with pytest.raises(SelfTestFailure, match=r"scale_identity: .* were not folded"):
+    with pytest.raises(
+        SelfTestFailure, match=r"scale_identity: .* not all of its weights were folded"
+    ):
         run(raw, store, shifted)
+
+
+@pytest.fixture(scope="module")
+def loud(
+    lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ActivationStore, LanguageModel]:
+    """Activations that training scales by a tenth or less, as those of pocket-gpt2."""
+    model = copy.deepcopy(lm.model)
+    model.transformer.h[0].mlp.c_proj.weight.data *= 8
+    louder = LanguageModel(model, lm.tokenizer, name="loud", hash=lm.hash)
+    return build_store(tmp_path_factory.mktemp("loud") / "a.zarr", louder, 45), louder
+
+
+def forgotten_thresholds(coder: Coder, scale: float) -> None:
+    coder.scale_units(scale)  # as if folding had never divided by it
+
+
+def thresholds_folded_twice(coder: Coder, scale: float) -> None:
+    coder.scale_units(1 / scale)
+
+
+def forgotten_b_enc(coder: Coder, scale: float) -> None:
+    coder.b_enc_F *= scale
+
+
+def nothing(coder: Coder, scale: float) -> None:
+    """Folded as it should be."""
+
+
+PARTLY_FOLDED = [
+    ("batchtopk", {"k": 8}, forgotten_thresholds, r"thresholds( and `b_enc`)? times 1\d"),
+    ("batchtopk", {"k": 8}, thresholds_folded_twice, r"thresholds( and `b_enc`)? times 0\.0"),
+    ("jumprelu", {"target_l0": 8}, forgotten_thresholds, r"thresholds( and `b_enc`)? times 1\d"),
+    ("relu", {"l1": 4.0}, forgotten_b_enc, r"`b_enc` times 1\d"),
+    *(
+        (architecture, options, nothing, None)
+        for architecture, options in (
+            ("topk", {"k": 8}),
+            ("batchtopk", {"k": 8}),
+            ("jumprelu", {"target_l0": 8}),
+            ("relu", {"l1": 4.0}),
+            ("gated", {"l1": 4.0}),
+            ("ista", {"l1": 4.0}),
+            ("matching_pursuit", {"max_iterations": 8}),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("architecture", "options", "mistake", "message"), PARTLY_FOLDED)
+def test_a_part_in_the_units_of_training_is_found(
+    loud: tuple[ActivationStore, LanguageModel],
+    architecture: str,
+    options: dict[str, float],
+    mistake: Callable[[Coder, float], None],
+    message: str | None,
+) -> None:
+    """Its `b_dec` lies at the mean of x, as a folded coder's does: that alone proves nothing."""
+    store, lm = loud
+    trainer = small_training(store, architecture, **options)
+    assert trainer.scale < 0.1
+    coder = trainer.finished_coder()
+    coder.metadata = {"hook_name": SITE}
+    mistake(coder, trainer.scale)
+    if message is None:
+        assert run(coder, store, lm)["self_tests"]["scale_identity"]["value"] < 0.05
+        return
+    with pytest.raises(SelfTestFailure, match=f"scale_identity: .*{message}.* were folded"):
+        run(coder, store, lm)
 
 
 def test_a_trained_coder_is_what_it_claims(

@@ -10,8 +10,9 @@ from sae.base.errors import UserError
 from sae.coders import Coder, TwoSites, make_coder
 from sae.lm import LanguageModel
 from sae.metrics import evaluate
-from sae.metrics.controls import TrainData, fit_full_linear_map, fit_linear_map
+from sae.metrics.controls import TrainData, fit_full_linear_map, fit_linear_map, shuffled_decoder
 from sae.metrics.geometry import geometry_sums
+from sae.metrics.other_decoder import without_codes
 from sae.metrics.sample import draw
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, SITE, TRAIN, T, build_store
@@ -107,15 +108,36 @@ def test_it_is_scored_against_its_target(
     assert all(test["passed"] for test in found["self_tests"].values())
 
 
-def test_its_controls_are_linear_maps_and_the_others_are_left_out_with_a_reason(
+def test_its_controls_predict_and_the_others_are_left_out_with_a_true_reason(
     found: dict[str, Any],
 ) -> None:
-    assert set(found["controls"]) == {"linear_map", "linear_map_full"}
-    assert set(found["controls_left_out"]) >= {"pca", "random_dictionary", "frozen_decoder"}
+    assert set(found["controls"]) == {"linear_map", "linear_map_full", "shuffled_decoder"}
+    left_out = found["controls_left_out"]
+    assert not set(left_out) & set(found["controls"])
+    assert "reconstructs what it reads" in left_out["random_dictionary"]
+    for trained in ("frozen_decoder", "random_model"):  # these could predict: nobody trains them
+        assert "no counterpart for transcoders yet" in left_out[trained]
     full, ranked = (found["controls"][n] for n in ("linear_map_full", "linear_map"))
     assert full["l0"]["value"] == 32
     assert ranked["l0"]["value"] == round(found["metrics"]["l0"]["value"])
     assert full["ev"]["value"] > 0.1  # an MLP is in part linear
+
+
+def test_a_shuffled_decoder_keeps_the_codes_and_the_skip_connection(
+    both: ActivationStore, transcoder: Coder, found: dict[str, Any]
+) -> None:
+    mean = torch.from_numpy(both.stats(NEXT).mean_D).float()
+    data = TrainData(draw(both, "train", 10**9, {END}), NEXT, mean, torch.device("cpu"), SITE)
+    control = shuffled_decoder(transcoder, data, 0, seed=2)
+    x_BD, y_BD = data.some_pairs()
+    codes = transcoder.encode(x_BD)
+    assert torch.equal(control.encode(x_BD).dense(), codes.dense())
+    written_BD = control(x_BD) - without_codes(transcoder, x_BD)
+    torch.testing.assert_close(written_BD, codes.dense() @ control.W_dec_FD, rtol=1e-4, atol=1e-4)
+    left, none = ((y_BD - found_BD).square().sum() for found_BD in
+                  (control(x_BD), without_codes(transcoder, x_BD)))  # fmt: skip
+    assert left <= none * (1 + 1e-5)  # the one factor is fitted to the target
+    assert found["controls"]["shuffled_decoder"]["fvu_ratio"]["value"] < 1
 
 
 @pytest.mark.parametrize("rank", [3, 32])

@@ -36,6 +36,7 @@ TRAINED: dict[str, Fit] = {
 OF_TWO_SITES: dict[str, Fit] = {
     "linear_map": fit_linear_map,
     "linear_map_full": fit_full_linear_map,
+    "shuffled_decoder": shuffled_decoder,
 }
 CONTROLS: dict[str, Fit] = UNTRAINED | FITTED | TRAINED | OF_TWO_SITES
 NAMES = (*CONTROLS, RANDOM_MODEL)  # all that can be asked for
@@ -43,12 +44,17 @@ NAMES = (*CONTROLS, RANDOM_MODEL)  # all that can be asked for
 NMF = "nmf"
 NEEDS_TRAINING = "takes minutes to train; `sae evaluate` without `quick` includes it"
 LEFT_OUT = {NMF: "non-negative factorisation needs activations that are never negative"}
+ONE_SITE = "it reconstructs what it reads, and predicts nothing of another site"
+NO_TRAINING = (
+    "its training, of a TopK autoencoder of one site, has no counterpart for transcoders yet"
+)
 LEFT_OUT_OF_TWO_SITES = {
     "pca": "a transcoder does not reconstruct what it reads; `linear_map` takes its place",
     **dict.fromkeys(
-        (n for n in (*UNTRAINED, *FITTED, *TRAINED, RANDOM_MODEL) if n != "pca"),
-        "it reconstructs its input, and predicts nothing of another site",
+        (n for n in (*UNTRAINED, *FITTED) if n not in ("pca", *OF_TWO_SITES)), ONE_SITE
     ),
+    "dictionary_learning": ONE_SITE,
+    **dict.fromkeys(("frozen_decoder", RANDOM_MODEL), NO_TRAINING),
 }
 
 

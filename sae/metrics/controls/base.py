@@ -47,10 +47,15 @@ class TrainData:
         """Scored rows of what is to be predicted."""
         return (x_BD for _, x_BD in self.pairs())
 
-    def some(self, rows: int = PROBE_ROWS) -> Tensor:
-        """A few thousand of the rows that the coder is given, from all over the sample."""
+    def some_pairs(self, rows: int = PROBE_ROWS) -> tuple[Tensor, Tensor]:
+        """A few thousand rows from all over the sample: given ones, and what is to be predicted."""
         few = self.sample.some(max(1, rows // self.sample.store.context))
-        return torch.cat([given_BD for given_BD, _ in replace(self, sample=few).pairs()])
+        given, wanted = zip(*replace(self, sample=few).pairs(), strict=True)
+        return torch.cat(given), torch.cat(wanted)
+
+    def some(self, rows: int = PROBE_ROWS) -> Tensor:
+        """Those that the coder is given."""
+        return self.some_pairs(rows)[0]
 
     def spread(self, rows: int, seed: int) -> Tensor:
         """About so many rows of what is to be predicted, drawn from the whole sample."""

@@ -1,11 +1,9 @@
 """Dictionaries that nothing was learned into: random, sampled, shuffled, or the axes themselves.
 
-All but the last are coders, so that the pipeline cannot tell them from trained ones. Each is
-given the one factor on its codes that minimises the squared error on train rows: without it the
-codes of many rows that are not orthogonal add up to far too much, and it would be a straw man.
+All have a coder's methods, so that the pipeline cannot tell them from trained ones. All but the
+last are given the one factor on their codes that minimises the squared error on train rows: without
+it the codes of many rows that are not orthogonal add up to far too much: straw men.
 """
-
-import copy
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch.nn import functional as F
 
 from sae.coders import Coder, Codes, make_coder
 from sae.metrics.controls.base import TrainData, best_scale
+from sae.metrics.other_decoder import OtherDecoder, shuffled, without_codes
 
 
 def random_dictionary(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Coder:
@@ -49,15 +48,13 @@ def _scaled_encoder(control: Coder, data: TrainData) -> Coder:
     return control
 
 
-def shuffled_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Coder:
-    """The coder itself with its decoder rows permuted: each latent writes another's direction."""
-    order = torch.randperm(coder.d_sae, generator=torch.Generator().manual_seed(seed))
-    control = copy.deepcopy(coder).requires_grad_(False).eval()
-    control.W_dec_FD.copy_(coder.W_dec_FD.detach()[order.to(coder.W_dec_FD.device)])
-    x_BD = data.some()
-    base_D = control.b_dec_D
-    control.W_dec_FD.mul_(best_scale(x_BD - base_D, control(x_BD) - base_D))
-    return control
+def shuffled_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> OtherDecoder:
+    """The coder's codes with its decoder rows permuted: each latent writes another's direction."""
+    x_BD, wanted_BD = data.some_pairs()
+    rows_FD = shuffled(coder, seed)
+    base_BD = without_codes(coder, x_BD)
+    found_BD = OtherDecoder(coder, rows_FD)(x_BD) - base_BD
+    return OtherDecoder(coder, rows_FD * best_scale(wanted_BD - base_BD, found_BD))
 
 
 class Basis:

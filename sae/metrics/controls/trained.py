@@ -1,8 +1,9 @@
 """Controls that are trained as our own coders are: with a frozen decoder, on a random model.
 
-Both are TopK coders of the coder's width and L0, trained by the same trainer on the same stream
-with the coder's own settings (steps, batch, learning rate, AuxK), and kept: the coders of a
-sweep that have these in common share them. Nothing but what their names say is taken away.
+Both are TopK coders of the coder's width and L0, trained by the same trainer with the coder's own
+settings (steps, batch, learning rate, AuxK), and kept: the coders of a sweep that have these in
+common share them. A frozen decoder's training reads the store in the order that the coder's did;
+a random model has no store, and rows that are kept in memory are read in an order of their own.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import torch
 from sae.coders import Coder, make_coder
 from sae.metrics.controls.base import TrainData
 from sae.store import ShuffledReader, SiteStats
+from sae.store.shuffled import WINDOW
 from sae.training import CoderTrainer, Settings
 
 TOKENS, BATCH = 2_000_000, 1024  # of coders whose own training is not on record
@@ -30,22 +32,28 @@ def settings_of(coder: Coder) -> Settings:
     return replace(Settings(**given), resample=())
 
 
+def order_of(coder: Coder) -> dict[str, int]:
+    """`seed` and `window` of the stream that the coder was trained on; the defaults if unknown."""
+    said = coder.metadata.get("loupe", {}).get("order", {})
+    return {"seed": 0, "window": WINDOW} | {k: said[k] for k in ("seed", "window") if k in said}
+
+
 def frozen_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Coder:
     """An encoder trained against random unit decoder rows that never change.
 
     What it explains needs no learned directions: only a learned choice among random ones.
     """
-    settings = replace(settings_of(coder), seed=seed)
+    settings, order = replace(settings_of(coder), seed=seed), order_of(coder)
 
     def make() -> Coder:
         store = data.sample.store
-        reader = ShuffledReader(store, [data.site], settings.batch, seed=0)
+        reader = ShuffledReader(store, [data.site], settings.batch, **order)
         with closing(reader.batches()) as stream:
             rows = (batch[data.site] for batch in stream)
             stats = store.stats(data.site)
             return train_topk(coder, data, l0, settings, stats, rows, freeze=True)
 
-    key = key_of(coder, data, l0, settings)
+    key = [*key_of(coder, data, l0, settings), order]
     return data.cache.coder("frozen_decoder", key, make).to(data.device)
 
 
