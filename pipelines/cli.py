@@ -179,7 +179,7 @@ def _overrides(extra: Sequence[str]) -> list[str]:
 
 def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bool) -> None:
     from pipelines.manifest import Manifest
-    from pipelines.stages import plan, run_stages
+    from pipelines.runner import plan, run_stages
     from pipelines.summary import print_summary
 
     todo = plan(config, Manifest.open(config.folder), only, start)
