@@ -8,9 +8,9 @@ from typing import Any
 
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
+from pipelines.results import folder_of, require_current
 from pipelines.sweep import SIZES, family_name
 from sae.base.files import read_json, sha256_json, write_json, write_text
-from sae.base.sums import require_intact
 from sae.coders import load_coder
 from sae.metrics.compare import compare
 from sae.metrics.report import write_comparison, write_report
@@ -24,9 +24,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Writes `report.html` into `evaluation/`, and `comparison.json`, `.html`, `core.csv` into
     `evaluation/compare/`.
     """
-    folder = config.folder / "evaluation"
-    coders = config.train.coders
-    require_intact(folder, [f"{coder.name}.json" for coder in coders])
+    folder, coders = folder_of(config), config.train.coders
+    require_current(config, [coder.name for coder in coders])
     evaluations = {coder.name: read_json(folder / f"{coder.name}.json") for coder in coders}
     write_report(evaluations, folder / "report.html")
     found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})

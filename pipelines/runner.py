@@ -65,6 +65,7 @@ def plan(
         if only is not None and only not in (name, stage.part_of):
             continue
         forced = start is not None and names.index(name) >= names.index(start)
+        forced |= any(done.name == stage.part_of for done, _ in todo)  # it lost what it made
         stale = [
             coder
             for coder in stage.coders(config)
@@ -104,7 +105,8 @@ def _run_stage(
     """One call of a stage, for the coders that it does together."""
     items = {stage.item(coder): coder for coder in coders}
     forced = any(manifest.is_current(i, fingerprints.of(stage, c)) for i, c in items.items())
-    manifest.forget(list(items))
+    parts = [part for part in STAGES.values() if part.part_of == stage.name]
+    manifest.forget([*items, *(p.item(coder) for p in parts for coder in p.coders(config))])
     if forced and stage.anew:
         stage.anew(config)
     names = [coder for coder in coders if coder]

@@ -57,7 +57,11 @@ def _verify_run(path: Path) -> list[str]:
     stores = [path / "activations.zarr"] if "harvest" in manifest.items else []
     coders = _names(path / "coders", manifest, "train")
     indexes = _names(path / "features", manifest, "index")
-    results = [path / name for name, stage in RESULTS.items() if _names(path, manifest, stage)]
+    results = [
+        path / name
+        for name, stage in RESULTS.items()
+        if _names(path, manifest, stage) or (path / name / SUMS).exists()
+    ]
     for part, check in (
         *((store, _verify_store) for store in stores),
         *((coder, _verify_coder) for coder in coders),
