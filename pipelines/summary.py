@@ -53,7 +53,8 @@ def _print_comparison(path: Path) -> None:
     if not path.exists():
         return
     for group in read_json(path)["groups"]:
-        where = group["site"]
+        sites = (group["site"], group["target_site"])
+        where = " to ".join(dict.fromkeys(sites))  # the second is a transcoder's
         for error, label in (("fvu", "FVU"), ("delta_ce", "ΔCE")):
             kept = group["fronts"][error]
             off = len(group["coders"]) - len(kept)

@@ -97,12 +97,19 @@ def test_levels_are_where_a_curve_can_be_read() -> None:
     assert levels([]) == []
 
 
-def evaluation(l0: float, fvu: float, site: str = "a", tokens: int = 1000) -> dict[str, Any]:
+def evaluation(
+    l0: float, fvu: float, site: str = "a", tokens: int = 1000, target: str | None = None
+) -> dict[str, Any]:
     metrics = {name: entry(fvu, 0.001) for name in ("fvu", "delta_ce", "ev", "kl", "alive")}
     return {
         "metrics": {**metrics, "l0": entry(l0, 0.0)},
         "provenance": {
-            "coder": {"site": site, "architecture": "topk", "d_sae": 64},
+            "coder": {
+                "site": site,
+                "target_site": target or site,  # as `provenance.describe_coder` says it
+                "architecture": "topk",
+                "d_sae": 64,
+            },
             "model": {"name": "m", "hash": "h"},
             "store": {"split": "heldout", "corpus": {"hash": "c"}},
             "tokens": tokens,
@@ -145,13 +152,19 @@ def test_different_sites_and_texts_are_never_ranked_together() -> None:
             "one": evaluation(16, 0.4),
             "other site": evaluation(16, 0.1, site="b"),
             "other text": evaluation(16, 0.1, tokens=999),
+            "transcoder": evaluation(16, 0.1, target="b"),
+            "other target": evaluation(16, 0.05, target="c"),
+            "same target": evaluation(8, 0.2, target="c"),
         }
     )
     assert [list(group["coders"]) for group in found["groups"]] == [
         ["one"],
         ["other site"],
         ["other text"],
+        ["transcoder"],
+        ["other target", "same target"],
     ]
+    assert [group["target_site"] for group in found["groups"]] == ["a", "b", "a", "b", "c"]
     assert all(not group["behind"]["fvu"] for group in found["groups"])
 
 
@@ -190,3 +203,10 @@ def test_the_page_is_whole_and_says_what_the_json_says(tmp_path: Path) -> None:
     assert text.count("behind topk") == 2 * (len(evaluations) - len(best))
     assert text.count("at equal L0</h3>") == 4
     assert "L0 = 16" in text
+    assert "</code> to <code>" not in text
+
+
+def test_the_page_names_what_a_transcoder_predicts(tmp_path: Path) -> None:
+    found = compare({"t": evaluation(16, 0.4, site="in", target="out")})
+    text = write_comparison(found, tmp_path / "compare.html").read_text()
+    assert "<h2><code>in</code> to <code>out</code></h2>" in text
