@@ -65,8 +65,16 @@ def _print_comparison(path: Path) -> None:
             title = f"FVU at equal L0, {where}"
             table = _table(title, "family", *(f"L0 = {l0}" for l0 in matched["l0"]))
             for family, entries in matched["families"].items():
-                table.add_row(family, *(f"{e['value']:.4f}" if e else "-" for e in entries))
+                table.add_row(family, *map(_matched, entries))
             console.print(table)
+
+
+def _matched(entry: dict[str, Any] | None) -> str:
+    """An error at equal L0; of several seeds, on how many of them it rests."""
+    if entry is None:
+        return "-"
+    seeds = f" ({entry['reached']} of {entry['of']} seeds)" if entry["of"] > 1 else ""
+    return f"{entry['value']:.4f}{seeds}"
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae.base.errors import UserError
-from sae.metrics.front import Point, behind, front, levels, matched
+from sae.metrics.front import Point, behind, front, levels, matched, mean_entry
 
 SCHEMA = 1
 ERRORS = ("fvu", "delta_ce")  # of each, lower is better
@@ -91,13 +91,11 @@ def _matched(points: Mapping[str, Point], curves: Mapping[str, Curve]) -> dict[s
 
 
 def _over_seeds(found: Sequence[Mapping[str, float | None] | None]) -> dict[str, Any] | None:
-    """Means over the seeds whose curves reach the L0; the values themselves in `seeds`."""
+    """Means over the seeds whose curves reach the L0; the values themselves in `seeds`, and how
+    many of how many seeds that are.
+    """
     reached = [entry for entry in found if entry is not None]
     if not reached:
         return None
-    values = {key: [entry[key] for entry in reached] for key in ("value", "low", "high")}
-    means = {
-        key: None if None in column else sum(column) / len(column)  # pyright: ignore
-        for key, column in values.items()
-    }
-    return {**means, "seeds": values["value"]}
+    seeds = [entry["value"] for entry in reached]
+    return {**mean_entry(reached), "seeds": seeds, "reached": len(reached), "of": len(found)}

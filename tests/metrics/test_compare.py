@@ -75,6 +75,18 @@ def test_nothing_is_read_far_beyond_a_curve_or_off_a_single_coder() -> None:
     assert matched([point(32, 0.3)], 32) == entry(0.3, 0.001)
     assert matched([point(32, 0.3)], 32.5) is None
     assert matched([], 8) is None
+    assert matched([point(0, 0.3), point(20, 0.2)], 20) is None
+
+
+def test_coders_at_one_place_of_a_curve_are_averaged_not_chosen_from() -> None:
+    curve = [point(16, 0.4), point(32, 0.3), point(32, 0.1)]
+    assert matched(curve, 32) == {key: pytest.approx(v) for key, v in entry(0.2, 0.001).items()}
+    near = [point(16, 0.4), point(31.98, 0.3), point(31.99, 0.1)]
+    found = matched(near, 32)  # a line through the last two would point far below
+    assert found is not None
+    assert found["value"] == pytest.approx(0.2, abs=0.001)
+    odd = [point(32, 0.3), point(32, 0.1, None)]
+    assert matched(odd, 32) == {"value": pytest.approx(0.2), "low": None, "high": None}
 
 
 def test_an_error_that_is_not_positive_is_interpolated_as_it_is() -> None:
@@ -142,8 +154,20 @@ def test_seeds_are_averaged_and_kept_and_families_compared_at_equal_l0() -> None
     middle = matched_fvu["families"]["a"][1]
     assert middle["seeds"] == pytest.approx([0.2, 0.3])
     assert middle["value"] == pytest.approx(0.25)
+    assert (middle["reached"], middle["of"]) == (2, 2)
     assert matched_fvu["families"]["b"][0] is None
     assert matched_fvu["families"]["b"][1]["value"] == pytest.approx(0.3)
+
+
+def test_a_mean_says_how_many_of_the_seeds_it_rests_on(tmp_path: Path) -> None:
+    found = compare(
+        {"a": evaluation(16, 0.4), "a-s1": evaluation(16, 0.6), "a-s2": evaluation(40, 0.1)},
+        {"a": ("a", 0), "a-s1": ("a", 1), "a-s2": ("a", 2)},
+    )
+    (at_16,) = found["groups"][0]["matched"]["fvu"]["families"]["a"]
+    assert (at_16["value"], at_16["reached"], at_16["of"]) == (0.5, 2, 3)
+    text = write_comparison(found, tmp_path / "compare.html").read_text()
+    assert "2 of 3 seeds: 0.4000, 0.6000" in text
 
 
 def test_different_sites_and_texts_are_never_ranked_together() -> None:
