@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines.config import RunConfig
+from pipelines.manifest import CONTROLS, code_hash
 from pipelines.progress import steps_progress
 from pipelines.results import folder_of, withdraw, withdraw_others
 from sae.base.errors import CheckFailure
@@ -48,7 +49,7 @@ def _evaluated(
             loss_tokens=wanted.loss_tokens,
             quick=wanted.quick,
             controls=wanted.controls,
-            cache=Cache(config.folder / "controls"),
+            cache=Cache(config.folder / "controls", code_hash(*CONTROLS)),
             seed=wanted.seed,
             progress=report,
             coder_hash=weights,
