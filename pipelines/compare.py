@@ -1,5 +1,5 @@
-"""Stage compare: the report of all evaluated coders, their Pareto front, errors at equal L0, and
-what coders of other seeds and widths have in common.
+"""Stage compare: the page that leads to those of the coders, their Pareto front, errors at equal
+L0, and what coders of other seeds and widths have in common.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipelines.sweep import SIZES, family_name
 from sae.base.files import read_json, sha256_json, write_json, write_text
 from sae.coders import load_coder
 from sae.metrics.compare import compare
-from sae.metrics.report import write_comparison, write_report
+from sae.metrics.report import write_comparison, write_report_index
 from sae.metrics.stability import stability
 from sae.metrics.table import core_table
 
@@ -21,13 +21,13 @@ DIFFER = {"seed": ("seed",), "width": SIZES}  # the keys in which the two coders
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """Writes `report.html` into `evaluation/`, and `comparison.json`, `.html`, `core.csv` into
-    `evaluation/compare/`.
+    """Writes `report.html`, which leads to the coders' pages, into `evaluation/`, and
+    `comparison.json`, `.html`, `core.csv` into `evaluation/compare/`.
     """
     folder, coders = folder_of(config), config.train.coders
     require_current(config, [coder.name for coder in coders])
     evaluations = {coder.name: read_json(folder / f"{coder.name}.json") for coder in coders}
-    write_report(evaluations, folder / "report.html")
+    write_report_index(evaluations, folder / "report.html", "compare/comparison.html")
     found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
     found["stability"] = _stability(config)
     write_json(folder / "compare" / "comparison.json", found)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, whole_command
 from pipelines.manifest import CONTROLS, code_hash
 from pipelines.progress import steps_progress
 from pipelines.results import folder_of, withdraw, withdraw_others
@@ -10,13 +10,13 @@ from sae.base.errors import CheckFailure
 from sae.base.files import write_json
 from sae.coders import Coder, coder_hash, load_coder
 from sae.lm import load_lm
-from sae.metrics import evaluate
+from sae.metrics import evaluate, write_report
 from sae.metrics.controls import Cache
 from sae.store import ActivationStore
 
 
 def run(config: RunConfig, name: str) -> dict[str, Any]:
-    """Writes `evaluation/<name>.json`; fitted controls are kept in `controls/`.
+    """Writes `evaluation/<name>.json` and its page; fitted controls are kept in `controls/`.
 
     What was measured on other weights goes first; when a check fails, all that stood goes.
     """
@@ -30,7 +30,10 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
         withdraw(config, name)
         raise
     withdraw(config, name)  # the report is of the evaluation before this one
-    write_json(folder_of(config) / f"{name}.json", result)
+    folder = folder_of(config)
+    whole = whole_command(config) if config.evaluate.quick else None
+    write_report(name, result, folder / f"{name}.html", whole)
+    write_json(folder / f"{name}.json", result)
     return {key: result["metrics"][key]["value"] for key in ("ev", "l0", "ce_recovered_mean")}
 
 

@@ -11,7 +11,6 @@ from pipelines.config import RunConfig
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.base.sums import require_intact, unseal
-from sae.coders import coder_hash
 
 OF_ALL = ("report.html", "compare/*")  # what is made of the evaluations of all coders
 MECHANISMS = ("induction", "concepts", "probes")
@@ -23,7 +22,7 @@ def folder_of(config: RunConfig) -> Path:
 
 def files_of(name: str) -> list[str]:
     """What the evaluation of one coder writes."""
-    return [f"{name}.json"]
+    return [f"{name}.json", f"{name}.html"]
 
 
 def mechanisms_of(name: str) -> list[str]:
@@ -57,6 +56,8 @@ def weights_of(path: Path) -> str | None:
 
 def require_current(config: RunConfig, names: Sequence[str]) -> None:
     """Raises `UserError` unless each evaluation is as it was written, and of the coder there is."""
+    from sae.coders import coder_hash  # it loads torch, which the plan of a run does without
+
     folder = folder_of(config)
     require_intact(folder, [f"{name}.json" for name in names])
     for name in names:

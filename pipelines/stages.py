@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
+from pipelines.results import OF_ALL, files_of, folder_of
 from sae.base.files import sha256_tree
 from sae.corpus import open_corpus
 
@@ -133,22 +134,22 @@ STAGES: dict[str, Stage] = {
             "evaluate",
             reads=("harvest", "train"),
             settings=lambda c, _: c.evaluate.model_dump(),
-            outputs=lambda c, n: [c.folder / "evaluation" / f"{n}.json"],
+            outputs=lambda c, n: [folder_of(c) / file for file in files_of(str(n))],
             run=_evaluate,
-            seals=lambda c, n: (c.folder / "evaluation", [f"{n}.json"]),
+            seals=lambda c, n: (folder_of(c), files_of(str(n))),
         ),
         Stage(
             "compare",
             reads=("evaluate",),
             settings=lambda c, _: [coder.name for coder in c.train.coders],
             outputs=lambda c, _: [
-                c.folder / "evaluation" / "report.html",
-                c.folder / "evaluation" / "compare" / "comparison.json",
+                folder_of(c) / "report.html",
+                folder_of(c) / "compare" / "comparison.json",
             ],
             run=_compare,
             per_coder=False,
             part_of="evaluate",
-            seals=lambda c, _: (c.folder / "evaluation", ["report.html", "compare/*"]),
+            seals=lambda c, _: (folder_of(c), list(OF_ALL)),
         ),
         Stage(
             "index",

@@ -107,8 +107,11 @@ def _cells(
 
 def _products(config: RunConfig) -> list[tuple[str, Path]]:
     evaluation, names = config.folder / "evaluation", [c.name for c in config.train.coders]
-    candidates = [("store", config.store), ("report", evaluation / "report.html")]
-    if len(names) > 1:
+    candidates = [("store", config.store)]
+    if len(names) == 1:
+        candidates.append(("report", evaluation / f"{names[0]}.html"))
+    else:
+        candidates.append(("report", evaluation / "report.html"))
         candidates.append(("comparison", evaluation / "compare" / "comparison.html"))
     if len(names) > FEW:
         candidates += [("coders", config.folder / "coders"), ("exports", config.folder / "export")]

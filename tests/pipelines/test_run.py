@@ -29,6 +29,7 @@ def test_a_run_makes_everything(finished: Path) -> None:
         "coders/topk/sae_weights.safetensors",
         "coders/topk/training.jsonl",
         "evaluation/topk.json",
+        "evaluation/topk.html",
         "evaluation/report.html",
         "evaluation/compare/comparison.html",
         "features/topk/index.json",

@@ -108,6 +108,7 @@ def test_a_sweep_joins_the_list_and_its_own_coders_are_not_doubled() -> None:
             "called `topk-16x-k16` and differ",
         ),
         ({"coders": []}, "at least one coder"),
+        ({"coders": [{"name": "Report", "k": 4}]}, "cannot be called `Report`"),
     ],
 )
 def test_mistakes_get_a_sentence(train: dict[str, Any], message: str) -> None:
@@ -152,6 +153,10 @@ def test_the_front_of_a_sweep_is_on_disk(swept: Path) -> None:
     for error in ("fvu", "delta_ce"):
         assert sorted([*group["fronts"][error], *group["behind"][error]]) == sorted(wanted)
     assert "topk-4x-k6" in (swept / "evaluation" / "compare" / "comparison.html").read_text()
+    report = (swept / "evaluation" / "report.html").read_text()
+    for name in wanted:  # a page for each, and one that leads to them
+        assert f'href="{name}.html"' in report
+        assert f"Evaluation of {name}" in (swept / "evaluation" / f"{name}.html").read_text()
     assert "up to date" in sae("evaluate", str(swept))
 
 
