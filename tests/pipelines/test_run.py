@@ -16,6 +16,7 @@ import yaml
 from pipelines.config import RunConfig
 from sae.base.config import load_config
 from sae.lm.model import LanguageModel
+from sae.metrics.evaluate import FULL, QUICK
 from sae.store import ActivationStore
 from tests.pipelines.command import sae
 
@@ -166,6 +167,28 @@ def test_refused_settings_leave_the_evaluation_that_is_there(copy: Path) -> None
     before = {p: p.read_bytes() for p in (copy / "evaluation").rglob("*.*") if p.is_file()}
     sae("evaluate", str(copy), "evaluate.controls=[pac]", code=2)
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_quick_and_whole_evaluations_take_each_others_place(copy: Path) -> None:
+    """The run was evaluated quickly, on token counts of its own."""
+
+    def budget() -> tuple[bool, int, int]:
+        said = json.loads((copy / "evaluation" / "topk.json").read_text())["provenance"]
+        return said["quick"], said["budget"]["tokens"], said["budget"]["loss_tokens"]
+
+    assert budget() == (True, 1500, 1500)
+    whole = f"sae evaluate {copy} --full"
+    assert whole in (copy / "evaluation" / "topk.html").read_text()
+    for again in ([], ["--quick"]):
+        output = sae("evaluate", str(copy), *again)
+        assert "up to date" in output
+        assert whole in output
+    sae("evaluate", str(copy), "--full", "evaluate.controls=[pca]")
+    assert budget() == (False, FULL.tokens, FULL.loss_tokens)
+    assert whole not in (copy / "evaluation" / "topk.html").read_text()
+    assert "--full" not in sae("evaluate", str(copy))
+    sae("evaluate", str(copy), "--quick", "evaluate.tokens=700")
+    assert budget() == (True, 700, QUICK.loss_tokens)
 
 
 def test_the_report_is_made_anew_with_an_evaluation_that_was_lost(copy: Path) -> None:
