@@ -12,12 +12,14 @@ from pipelines.progress import console, human_count
 from sae.base.errors import UserError
 from sae.base.files import human_bytes, read_json
 
+TOKENS = "{tokens}"  # the form of a column that says on how many tokens a number rests
 SHOWN = (
     ("EV", "ev", "{:.3f}"),
     ("L0", "l0", "{:.1f}"),
     ("ΔCE (nats)", "delta_ce", "{:.3f}"),
     ("recovered", "ce_recovered_mean", "{:.3f}"),
-    ("alive", "alive", "{:.3f}"),
+    ("alive(N)", "alive", "{:.3f}"),
+    ("N", "alive", TOKENS),  # without which alive(N) means nothing
     ("FVU", "fvu", "{:.3f}"),
 )
 
@@ -38,8 +40,10 @@ def print_summary(config: RunConfig) -> None:
     table = _table(str(config.folder), "coder", *(heading for heading, _, _ in shown))
     for name in names:
         table.add_row(name, *_cells(found[name]["metrics"], shown, interval=True))
-        for control, metrics in found[name]["controls"].items() if few else ():
-            table.add_row(f"  {control}", *_cells(metrics, shown), style="dim")
+        if few and found[name]["controls"]:
+            table.add_row(*_on_controls_tokens(found[name], shown), style="dim")
+            for control, metrics in found[name]["controls"].items():
+                table.add_row(f"    {control}", *_cells(metrics, shown), style="dim")
     console.print(table)
     if len(found) > 1:
         _print_comparison(config.folder / "evaluation" / "compare" / "comparison.json")
@@ -85,6 +89,15 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
+def _on_controls_tokens(
+    evaluation: dict[str, Any], shown: Sequence[tuple[str, str, str]]
+) -> list[str]:
+    """The coder's own numbers on the fewer tokens on which its controls, below, were scored."""
+    own = {name: {"value": rung["coder"]} for name, rung in evaluation["ladder"].items()}
+    tokens = human_count(evaluation["provenance"]["control_tokens"])
+    return [f"  on {tokens} tokens:", *_cells(own, shown)]
+
+
 def _l0(evaluation: dict[str, Any]) -> float:
     return evaluation["metrics"]["l0"]["value"] or 0.0
 
@@ -97,6 +110,9 @@ def _cells(
         metric = metrics.get(key)
         if metric is None or metric["value"] is None:
             cells.append("-")
+            continue
+        if form == TOKENS:
+            cells.append(human_count(metric["tokens"]))
             continue
         text = form.format(metric["value"])
         if interval and metric.get("low") is not None:
