@@ -25,8 +25,9 @@ def files_of(name: str) -> list[str]:
     return [f"{name}.json", f"{name}.html"]
 
 
-def mechanisms_of(name: str) -> list[str]:
-    return [f"mechanisms/{name}.{what}.json" for what in MECHANISMS]
+def mechanism_of(name: str, what: str) -> str:
+    """What `sae mechanisms` writes of one coder."""
+    return f"mechanisms/{name}.{what}.json"
 
 
 def withdraw(config: RunConfig, name: str) -> None:
@@ -40,8 +41,8 @@ def withdraw_others(config: RunConfig, name: str, weights: str) -> None:
     path = folder / f"{name}.json"
     if path.exists() and weights_of(path) != weights:
         withdraw(config, name)
-    stale = [file for file in mechanisms_of(name) if (folder / file).exists()]
-    unseal(folder, [file for file in stale if weights_of(folder / file) != weights])
+    known = [file for what in MECHANISMS if (folder / (file := mechanism_of(name, what))).exists()]
+    unseal(folder, [file for file in known if weights_of(folder / file) != weights])
 
 
 def weights_of(path: Path) -> str | None:
