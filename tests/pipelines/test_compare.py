@@ -26,6 +26,7 @@ def test_pairs_differ_in_one_thing_alone() -> None:
     ]
     assert pairs(coders) == [
         ("s0", "s1", "seed"),
+        ("s0", "s2", "seed"),
         ("s1", "s2", "seed"),
         ("wide", "wide-s1", "seed"),
         ("s0", "wide", "width"),
