@@ -153,5 +153,8 @@ def evaluation(run: Run, coder: str) -> Evaluation:
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs={Run: lambda run: str(run.folder)})
 def _evaluation(run: Run, coder: str, *stamps: int) -> Evaluation:
     found = run.evaluation(coder)
-    outdated = found is not None and found["provenance"]["coder"]["hash"] != run.weights(coder)
+    if found is None:
+        return Evaluation(None, outdated=False)
+    measured = found.get("provenance", {}).get("coder", {}).get("hash")
+    outdated = measured != run.weights(coder)
     return Evaluation(None if outdated else found, outdated)

@@ -48,11 +48,9 @@ def withdraw_others(config: RunConfig, name: str, weights: str) -> None:
 def weights_of(path: Path) -> str | None:
     """Hash of the weights that a result is of; None where the file does not say."""
     try:
-        found = read_json(path)
-    except UserError:  # damaged
+        return read_json(path)["provenance"]["coder"]["hash"]
+    except (UserError, KeyError, TypeError):  # damaged, or of another form
         return None
-    said = found.get("provenance", {}) if isinstance(found, dict) else {}
-    return said.get("coder", {}).get("hash")
 
 
 def require_current(config: RunConfig, names: Sequence[str]) -> None:
