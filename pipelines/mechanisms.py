@@ -29,7 +29,8 @@ from sae.metrics.induction import induction_report
 from sae.metrics.probe_sets import probe_set_report
 from sae.metrics.provenance import describe_report, special_ids
 from sae.metrics.sample import draw
-from sae.metrics.steps import Progress, silent
+from sae.metrics.scoring import Progress
+from sae.metrics.steps import silent
 from sae.store import ActivationStore
 
 WAYS = ("features", "equal_density", "equal_firing", "equal_norm")

@@ -94,8 +94,12 @@ def _on_controls_tokens(
 ) -> list[str]:
     """The coder's own numbers on the fewer tokens on which its controls, below, were scored."""
     own = {name: {"value": rung["coder"]} for name, rung in evaluation["ladder"].items()}
-    tokens = human_count(evaluation["provenance"]["control_tokens"])
-    return [f"  on {tokens} tokens:", *_cells(own, shown)]
+    first = next(iter(evaluation["controls"].values()))
+    counts = {name: entry["tokens"] for name, entry in first.items()}
+    said = [human_count(counts["ev"])]
+    if "delta_ce" in counts:  # not of a control that is of another model
+        said.append(f"losses {human_count(counts['delta_ce'])}")
+    return [f"  on {', '.join(said)} tokens:", *_cells(own, shown)]
 
 
 def _l0(evaluation: dict[str, Any]) -> float:

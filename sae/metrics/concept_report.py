@@ -20,8 +20,9 @@ from sae.metrics.erasure import spurious_correlation_removal, targeted_probe_per
 from sae.metrics.estimate import INTERVAL
 from sae.metrics.probing import sparse_probing, usable
 from sae.metrics.provenance import special_ids
+from sae.metrics.scoring import Progress
 from sae.metrics.specificity import concept_latents
-from sae.metrics.steps import Progress, counted, silent
+from sae.metrics.steps import counted, silent
 from sae.store import ActivationStore
 
 if TYPE_CHECKING:

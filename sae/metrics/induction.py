@@ -23,7 +23,8 @@ from sae.coders import Coder
 from sae.metrics.bootstrap import LEVEL, draws
 from sae.metrics.copying import RUNS, CopyingBench, Floats, Repeats
 from sae.metrics.estimate import INTERVAL
-from sae.metrics.steps import Progress, counted, silent
+from sae.metrics.scoring import Progress
+from sae.metrics.steps import counted, silent
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel

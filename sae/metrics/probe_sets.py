@@ -22,7 +22,8 @@ from sae.metrics.concepts import NO, YES
 from sae.metrics.estimate import INTERVAL
 from sae.metrics.probing import FEWEST, KS, sparse_probing
 from sae.metrics.recovery import as_csr
-from sae.metrics.steps import Progress, silent
+from sae.metrics.scoring import Progress
+from sae.metrics.steps import silent
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel

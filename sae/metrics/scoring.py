@@ -25,13 +25,13 @@ from sae.metrics.controls.random_model import (
 from sae.metrics.reconstruction import CoderLike, add_data, add_errors, reconstruct
 from sae.metrics.sample import Batch, Sample
 from sae.metrics.sparsity import Firings
-from sae.metrics.steps import Progress
 from sae.metrics.sums import DocumentSums
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
 CODER, SHARED, RANDOM_ERROR = "coder", "coder on the controls' tokens", "random error"
+Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # what is being done, done, total
 Step = Callable[[], None]  # one more of the steps that were announced is done
 
 

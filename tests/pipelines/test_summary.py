@@ -34,8 +34,10 @@ def test_alive_is_printed_with_its_tokens(copy: Path, evaluation: dict) -> None:
 def test_controls_stand_under_the_coder_on_their_own_tokens(copy: Path, evaluation: dict) -> None:
     """They are scored on fewer tokens than the coder's row above them is of."""
     lines = summary(copy)
-    tokens = human_count(evaluation["provenance"]["control_tokens"])
-    at = next(i for i, line in enumerate(lines) if f"on {tokens} tokens:" in line)
+    pca = evaluation["controls"]["pca"]
+    tokens, losses = (human_count(pca[name]["tokens"]) for name in ("ev", "delta_ce"))
+    said = f"on {tokens}, losses {losses} tokens:"
+    at = next(i for i, line in enumerate(lines) if said in line)
     assert f"{evaluation['ladder']['ev']['coder']:.3f}" in lines[at]
     assert "pca" in lines[at + 1]
     evaluation["controls"] = {}
