@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.run_folder import Run
+from app.run_folder import WEIGHTS, Run
 from sae.features import FeatureIndex, gallery, select
 from sae.features import layout as index_files
 
@@ -135,12 +135,26 @@ def _matches(
     return ordered["id"].to_numpy()
 
 
-def evaluation(run: Run, coder: str) -> dict[str, Any] | None:
-    """The evaluation of a coder, or None if there is none."""
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation of a coder's name: `found` where there is one, and it is of the weights that
+    are there; `outdated` where it is of others."""
+
+    found: dict[str, Any] | None
+    outdated: bool
+
+
+def evaluation(run: Run, coder: str) -> Evaluation:
     path = run.folder / "evaluation" / f"{coder}.json"
-    return _evaluation(run, coder, _stamp(path))
+    weights = (run.coder(coder) / WEIGHTS, run.index(coder) / index_files.META)
+    return _evaluation(run, coder, _stamp(path), *map(_stamp, weights))
 
 
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs={Run: lambda run: str(run.folder)})
-def _evaluation(run: Run, coder: str, stamp: int) -> dict[str, Any] | None:
-    return run.evaluation(coder)
+def _evaluation(run: Run, coder: str, *stamps: int) -> Evaluation:
+    found = run.evaluation(coder)
+    if found is None:
+        return Evaluation(None, outdated=False)
+    measured = found.get("provenance", {}).get("coder", {}).get("hash")
+    outdated = measured != run.weights(coder)
+    return Evaluation(None if outdated else found, outdated)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, nearest
-from sae.base.files import read_json
+from sae.base.files import read_json, sha256_file
+from sae.base.sums import SUMS, read_sums
 
 ENVIRONMENT = "LOUPE_RUN"
+WEIGHTS = "sae_weights.safetensors"  # as `sae.coders` writes them; to ask it would load torch
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class Run:
 
     def coder(self, coder: str) -> Path:
         return self.folder / "coders" / coder
+
+    def weights(self, coder: str) -> str | None:
+        """Hash of the coder's weights: of its folder, or, where that is not here, of its index."""
+        folder, index = self.coder(coder), self.index(coder) / "index.json"
+        if (folder / SUMS).is_file():
+            return read_sums(folder).get(WEIGHTS)
+        if (folder / WEIGHTS).is_file():  # of another tool
+            return sha256_file(folder / WEIGHTS)
+        return read_json(index)["coder_hash"] if index.is_file() else None
 
     def evaluation(self, coder: str) -> dict[str, Any] | None:
         """The evaluation of a coder, or None if it has not been made."""

@@ -7,6 +7,7 @@ Writes `addition.json` (docs/metrics.md, "Grokked addition") and the coder, and 
 """
 
 import argparse
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sae.base.files import write_json
-from sae.coders import Coder, make_coder, save_coder
+from sae.base.files import sha256_file, write_json
+from sae.base.sums import seal
+from sae.coders import Coder, coder_hash, make_coder, save_coder
 from sae.coders.registry import hyperparameters_of
-from sae.lm.modular_addition import SITES, ModularAddition, load_modular_addition
+from sae.lm.modular_addition import (
+    SITES,
+    WEIGHTS,
+    ModularAddition,
+    addition_folder,
+    load_modular_addition,
+)
 from sae.metrics.addition import addition_report
+from sae.metrics.provenance import describe_coder, describe_run
 from sae.store import SiteStats
 from sae.store.stats import SiteSums
 from sae.training import CoderTrainer, Settings
@@ -125,10 +134,19 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     out, model = Path(arguments.pop("out")), arguments.pop("model")
     net = load_modular_addition(model)
+    began = time.monotonic()
     coder = train_coder(net, Recipe(**arguments))
     report = addition_report(coder, net, seed=arguments["seed"])
     save_coder(coder, out / "coder")
-    write_json(out / "addition.json", {**report, "recipe": arguments})
+    weights = {"hash": sha256_file((Path(model) if model else addition_folder()) / WEIGHTS)}
+    said = {
+        "coder": describe_coder(coder, coder_hash(out / "coder")),
+        "model": {"name": coder.metadata["model_name"], **weights},
+        "seed": arguments["seed"],
+        **describe_run(coder.W_dec_FD.device, began),
+    }
+    write_json(out / "addition.json", {**report, "recipe": arguments, "provenance": said})
+    seal(out, ["addition.json"])
     print_report(report, Console(width=140))
 
 

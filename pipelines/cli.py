@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 import sae
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, whole_command
 from sae.base.config import describe, load_config
 from sae.base.errors import CheckFailure, UserError
 from sae.base.interrupts import Interrupted, raised_signals
@@ -53,12 +53,18 @@ def cli() -> None:
 
 def _stage_command(name: str) -> click.Command:
     @click.pass_context
-    def stage(context: click.Context, run: Path | None, quick: bool = False) -> None:
-        config = _config(run, [*context.args, *(["evaluate.quick=true"] if quick else [])])
+    def stage(context: click.Context, run: Path | None, quick: bool | None = None) -> None:
+        config = _config(run, context.args)
+        if quick is not None and quick != config.evaluate.quick:
+            config = _config(run, [*_switched(quick), *context.args])
         _execute(config, only=name, start=None, dry_run=False)
 
     run_argument = click.Argument(["run"], type=click.Path(path_type=Path), required=False)
-    quick = click.Option(["--quick"], is_flag=True, help="Fewer tokens, no slow controls.")
+    quick = click.Option(
+        ["--quick/--full"],
+        default=None,
+        help="Fewer tokens and no slow controls, or the whole; default: as the run was before.",
+    )
     return SettingsCommand(
         name,
         callback=stage,
@@ -163,6 +169,11 @@ def _config(run: Path | None, extra: Sequence[str]) -> RunConfig:
     return load_config(RunConfig, file, overrides)
 
 
+def _switched(quick: bool) -> list[str]:
+    """The other sort of evaluation, without the token counts that were chosen for the one."""
+    return [f"evaluate.quick={quick}", "evaluate.tokens=null", "evaluate.loss_tokens=null"]
+
+
 def _overrides(extra: Sequence[str]) -> list[str]:
     """`--key value`, `--key=value` and `key=value`, all as `key=value`."""
     found: list[str] = []
@@ -179,7 +190,7 @@ def _overrides(extra: Sequence[str]) -> list[str]:
 
 def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bool) -> None:
     from pipelines.manifest import Manifest
-    from pipelines.stages import plan, run_stages
+    from pipelines.runner import plan, run_stages
     from pipelines.summary import print_summary
 
     todo = plan(config, Manifest.open(config.folder), only, start)
@@ -188,6 +199,8 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
             click.echo(f"would do {stage.name} {' '.join(c for c in coders if c)}".rstrip())
     if not todo:
         click.echo(f"{config.folder} is up to date.")
+        if only == "evaluate" and config.evaluate.quick:
+            click.echo(f"The evaluation is a quick one; the whole: {whole_command(config)}")
     if dry_run:
         return
     run_stages(config, todo)

@@ -1,34 +1,36 @@
-"""Stage compare: the report of all evaluated coders, their Pareto front, errors at equal L0, and
-what coders of other seeds and widths have in common.
+"""Stage compare: the page that leads to those of the coders, their Pareto front, errors at equal
+L0, and what coders of other seeds and widths have in common.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
+from pipelines.results import folder_of, require_current
 from pipelines.sweep import SIZES, family_name
 from sae.base.files import read_json, sha256_json, write_json, write_text
-from sae.base.sums import require_intact
 from sae.coders import load_coder
 from sae.metrics.compare import compare
-from sae.metrics.report import write_comparison, write_report
-from sae.metrics.stability import stability
+from sae.metrics.report import write_comparison, write_report_index
+from sae.metrics.sample import draw
+from sae.metrics.stability import firing, stability
 from sae.metrics.table import core_table
+from sae.store import ActivationStore
 
 DIFFER = {"seed": ("seed",), "width": SIZES}  # the keys in which the two coders of a pair differ
+ALIVE_TOKENS = 131_072  # held-out tokens on which a latent must fire to be matched
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """Writes `report.html` into `evaluation/`, and `comparison.json`, `.html`, `core.csv` into
-    `evaluation/compare/`.
+    """Writes `report.html`, which leads to the coders' pages, into `evaluation/`, and
+    `comparison.json`, `.html`, `core.csv` into `evaluation/compare/`.
     """
-    folder = config.folder / "evaluation"
-    coders = config.train.coders
-    require_intact(folder, [f"{coder.name}.json" for coder in coders])
+    folder, coders = folder_of(config), config.train.coders
+    require_current(config, [coder.name for coder in coders])
     evaluations = {coder.name: read_json(folder / f"{coder.name}.json") for coder in coders}
-    write_report(evaluations, folder / "report.html")
+    write_report_index(evaluations, folder / "report.html", "compare/comparison.html")
     found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
     found["stability"] = _stability(config)
     write_json(folder / "compare" / "comparison.json", found)
@@ -38,7 +40,9 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def pairs(coders: Sequence[CoderConfig]) -> list[tuple[str, str, str]]:
-    """(a, b, what they differ in): neighbours among coders that are alike in all else."""
+    """(a, b, what they differ in) of coders that are alike in all else: all pairs of seeds,
+    neighbours among widths.
+    """
     found = []
     for what, keys in DIFFER.items():
         alike: dict[str, list[CoderConfig]] = {}
@@ -47,7 +51,8 @@ def pairs(coders: Sequence[CoderConfig]) -> list[tuple[str, str, str]]:
             alike.setdefault(key, []).append(coder)
         for group in alike.values():
             ordered = sorted(group, key=lambda c: [getattr(c, key) or 0 for key in keys])
-            found += [(a.name, b.name, what) for a, b in pairwise(ordered)]
+            chosen = combinations(ordered, 2) if what == "seed" else pairwise(ordered)
+            found += [(a.name, b.name, what) for a, b in chosen]
     return found
 
 
@@ -55,9 +60,17 @@ def _stability(config: RunConfig) -> list[dict[str, Any]]:
     wanted, found = pairs(config.train.coders), []
     if not wanted:
         return []
+    store = ActivationStore.open(config.store)
+    sample = draw(store, "heldout", ALIVE_TOKENS, {store.spec.bos})
+    alive: dict[str, Any] = {}
     with progress("compare: stability", len(wanted), unit="pairs") as update:
         for done, (a, b, what) in enumerate(wanted, 1):
             one, other = (load_coder(config.coder_folder(name)) for name in (a, b))
-            found.append({"a": a, "b": b, "differ": what, **stability(one, other)})
+            for name, coder in ((a, one), (b, other)):
+                if name not in alive:
+                    alive[name] = firing(coder, sample)
+            measured = stability(one, other, (alive[a], alive[b]))
+            counts = {"tokens": sample.tokens, "a": int(alive[a].sum()), "b": int(alive[b].sum())}
+            found.append({"a": a, "b": b, "differ": what, **measured, "alive": counts})
             update(done)
     return found

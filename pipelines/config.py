@@ -3,6 +3,7 @@
 `sae STAGE --help` is made from these declarations, and so is the check of a YAML file.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -208,6 +209,8 @@ class TrainConfig(Section):
             raise ValueError("at least one coder is needed")
         named: dict[str, CoderConfig] = {}
         for coder in coders:
+            if coder.name.lower() == "report":  # evaluation/report.html is of all coders
+                raise UserError(f"A coder cannot be called `{coder.name}`; give it another name.")
             if named.setdefault(coder.name, coder) != coder:
                 raise UserError(
                     f"Two coders of `train.coders` and `train.sweep` are called `{coder.name}` "
@@ -279,3 +282,8 @@ class RunConfig(Section):
 
     def coder_folder(self, name: str) -> Path:
         return self.folder / "coders" / name
+
+
+def whole_command(config: RunConfig) -> str:
+    """What makes the whole evaluation, where the one that is there is quick."""
+    return f"sae evaluate {shlex.quote(str(config.folder))} --full"

@@ -2,25 +2,49 @@
 
 from typing import Any
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, whole_command
+from pipelines.manifest import CONTROLS, code_hash
 from pipelines.progress import steps_progress
+from pipelines.results import folder_of, withdraw, withdraw_others
+from sae.base.errors import CheckFailure
 from sae.base.files import write_json
-from sae.coders import coder_hash, load_coder
+from sae.coders import Coder, coder_hash, load_coder
 from sae.lm import load_lm
-from sae.metrics import evaluate
+from sae.metrics import evaluate, write_report
 from sae.metrics.controls import Cache
 from sae.store import ActivationStore
 
 
 def run(config: RunConfig, name: str) -> dict[str, Any]:
-    """Writes `evaluation/<name>.json`; fitted controls are kept in `controls/`."""
+    """Writes `evaluation/<name>.json` and its page; fitted controls are kept in `controls/`.
+
+    What was measured on other weights goes first; when a check fails, all that stood goes.
+    """
     store = ActivationStore.open(config.store)
     coder = load_coder(config.coder_folder(name))
+    weights = coder_hash(config.coder_folder(name))
+    withdraw_others(config, name, weights)
+    try:
+        result = _evaluated(config, name, store, coder, weights)
+    except CheckFailure:
+        withdraw(config, name)
+        raise
+    withdraw(config, name)  # the report is of the evaluation before this one
+    folder = folder_of(config)
+    whole = whole_command(config) if config.evaluate.quick else None
+    write_report(name, result, folder / f"{name}.html", whole)
+    write_json(folder / f"{name}.json", result)
+    return {key: result["metrics"][key]["value"] for key in ("ev", "l0", "ce_recovered_mean")}
+
+
+def _evaluated(
+    config: RunConfig, name: str, store: ActivationStore, coder: Coder, weights: str
+) -> dict[str, Any]:
     # The gate (splicing x̂ + e must change nothing) holds in float32 only.
     lm = load_lm(config.model.name, config.model.device, "float32")
     wanted = config.evaluate
     with steps_progress(f"evaluate {name}") as report:
-        result = evaluate(
+        return evaluate(
             coder,
             store,
             lm,
@@ -28,10 +52,8 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
             loss_tokens=wanted.loss_tokens,
             quick=wanted.quick,
             controls=wanted.controls,
-            cache=Cache(config.folder / "controls"),
+            cache=Cache(config.folder / "controls", code_hash(*CONTROLS)),
             seed=wanted.seed,
             progress=report,
-            coder_hash=coder_hash(config.coder_folder(name)),
+            coder_hash=weights,
         )
-    write_json(config.folder / "evaluation" / f"{name}.json", result)
-    return {key: result["metrics"][key]["value"] for key in ("ev", "l0", "ce_recovered_mean")}

@@ -28,6 +28,8 @@ CODE = {
     "export": ("pipelines.export", "sae.io"),
 }
 """The source that decides what each stage makes."""
+CONTROLS = ("sae.training", "sae.kernels", "sae.coders", "sae.metrics.controls")
+"""The source that decides what a control is once it is fitted."""
 RECORDED = ("torch", "transformers", "tokenizers", "zarr", "numpy", "safetensors")
 
 

@@ -4,10 +4,11 @@
     sae mechanisms concepts runs/demo --coder topk --tokens 65536
 
 Writes `evaluation/mechanisms/<coder>.induction.json` and `<coder>.concepts.json` (their keys are
-in docs/metrics.md), and prints what matters of them.
+in docs/metrics.md), sealed like the evaluation, and prints what matters of them.
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,30 +16,55 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.progress import steps_progress
+from pipelines.results import mechanism_of
 from sae.base.files import write_json
-from sae.coders import Coder, load_coder
+from sae.base.sums import seal
+from sae.coders import Coder, coder_hash, load_coder
 from sae.features.tokenizer_bytes import vocabulary_of
 from sae.lm import LanguageModel, load_lm
 from sae.metrics.concept_report import concept_report
 from sae.metrics.controls import TrainData, matched_l0, random_dictionary
 from sae.metrics.induction import induction_report
 from sae.metrics.probe_sets import probe_set_report
-from sae.metrics.provenance import special_ids
+from sae.metrics.provenance import describe_report, special_ids
 from sae.metrics.sample import draw
+from sae.metrics.scoring import Progress
+from sae.metrics.steps import silent
 from sae.store import ActivationStore
 
 WAYS = ("features", "equal_density", "equal_firing", "equal_norm")
 FIT_TOKENS = 65_536  # from which the scale of the random dictionary is found
 
 
-def induction(run: Path, name: str, sequences: int, seed: int) -> dict[str, Any]:
-    coder, _, lm = _open(run, name)
-    return induction_report(coder, lm, sequences=sequences, seed=seed)
+@dataclass(frozen=True)
+class Subject:
+    """The coder that is asked about, and what it is of."""
+
+    name: str
+    weights: str  # hash
+    coder: Coder
+    store: ActivationStore
+    lm: LanguageModel
+
+    @classmethod
+    def open(cls, run: Path, name: str) -> "Subject":
+        folder = run / "coders" / name
+        coder, weights = load_coder(folder), coder_hash(folder)
+        store = ActivationStore.open(run / "activations.zarr")
+        lm = load_lm(str(store.attributes["model"]["name"]), device="cpu", dtype="float32")
+        return cls(name, weights, coder, store, lm)
 
 
-def concepts(run: Path, name: str, tokens: int, seed: int) -> dict[str, Any]:
+def induction(
+    of: Subject, sequences: int, seed: int, progress: Progress = silent
+) -> dict[str, Any]:
+    return induction_report(of.coder, of.lm, sequences=sequences, seed=seed, progress=progress)
+
+
+def concepts(of: Subject, tokens: int, seed: int, progress: Progress = silent) -> dict[str, Any]:
     """The concept metrics of a coder and of a random dictionary of equal width and L0."""
-    coder, store, lm = _open(run, name)
+    coder, store, lm = of.coder, of.store, of.lm
     site = str(coder.site)
     mean_D = torch.from_numpy(store.stats(site).mean_D).to(coder.W_dec_FD)
     sample = draw(store, "train", FIT_TOKENS, special_ids(lm, store))
@@ -46,12 +72,13 @@ def concepts(run: Path, name: str, tokens: int, seed: int) -> dict[str, Any]:
     control = random_dictionary(coder, train, matched_l0(coder, train), seed)
     bytes_V = vocabulary_of(lm.tokenizer, lm.vocab_size).tokens
     controls: Any = {"random_dictionary": control}
-    return concept_report(coder, store, lm, bytes_V, tokens=tokens, controls=controls, seed=seed)
+    return concept_report(
+        coder, store, lm, bytes_V, tokens=tokens, controls=controls, seed=seed, progress=progress
+    )
 
 
-def probes(run: Path, name: str, texts: int, seed: int) -> dict[str, Any]:
-    coder, _, lm = _open(run, name)
-    return probe_set_report(coder, lm, texts=texts, seed=seed)
+def probes(of: Subject, texts: int, seed: int, progress: Progress = silent) -> dict[str, Any]:
+    return probe_set_report(of.coder, of.lm, texts=texts, seed=seed, progress=progress)
 
 
 def print_probes(report: dict[str, Any], console: Console) -> None:
@@ -117,13 +144,6 @@ def print_concepts(report: dict[str, Any], console: Console) -> None:
         console.print(f"{name}: first-letter absorption {_shown(letters['absorption'])}")
 
 
-def _open(run: Path, name: str) -> tuple[Coder, ActivationStore, LanguageModel]:
-    coder = load_coder(run / "coders" / name)
-    store = ActivationStore.open(run / "activations.zarr")
-    lm = load_lm(str(store.attributes["model"]["name"]), device="cpu", dtype="float32")
-    return coder, store, lm
-
-
 def _shown(entry: dict[str, Any] | None) -> str:
     if entry is None or entry["value"] is None:
         return "-"
@@ -144,16 +164,21 @@ def report(
     out: Path | None = None,
 ) -> None:
     """Measures, prints, and writes JSON, by default into the run's `evaluation/mechanisms/`."""
-    began, console = time.perf_counter(), Console(width=180)
-    if what == "induction":
-        found = induction(run, coder, sequences, seed)
-        print_induction(found, console)
-    elif what == "probes":
-        found = probes(run, coder, texts, seed)
-        print_probes(found, console)
-    else:
-        found = concepts(run, coder, tokens, seed)
-        print_concepts(found, console)
-    out = out or run / "evaluation" / "mechanisms" / f"{coder}.{what}.json"
-    write_json(out, found)
-    console.print(f"{out} in {time.perf_counter() - began:.1f} s")
+    began, console = time.monotonic(), Console(width=180)
+    of = Subject.open(run, coder)
+    with steps_progress(f"{what} {coder}") as progress:
+        if what == "induction":
+            found, show = induction(of, sequences, seed, progress), print_induction
+        elif what == "probes":
+            found, show = probes(of, texts, seed, progress), print_probes
+        else:
+            found, show = concepts(of, tokens, seed, progress), print_concepts
+    store = of.store if what == "concepts" else None  # the others read none of its activations
+    said = describe_report(of.coder, of.weights, of.lm, began, seed, store)
+    show(found, console)
+    evaluation = run / "evaluation"
+    out = out or evaluation / mechanism_of(coder, what)
+    write_json(out, {**found, "provenance": said})
+    if out.resolve().is_relative_to(evaluation.resolve()):
+        seal(evaluation, [out.resolve().relative_to(evaluation.resolve()).as_posix()])
+    console.print(f"{out} in {time.monotonic() - began:.1f} s")

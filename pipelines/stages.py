@@ -1,25 +1,18 @@
-"""The stages, what each depends on, and the runner that does only what is not up to date.
+"""The stages: what each reads, what of the configuration decides it, and what it makes.
 
-An item is a stage, or a stage of one coder (`evaluate/topk`). Its fingerprint covers its part
-of the configuration, its code, and the fingerprints of the items that it reads.
+An item is a stage, or a stage of one coder (`evaluate/topk`). `pipelines.runner` does those that
+are not up to date.
 """
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.config import RunConfig
-from pipelines.manifest import CODE, Manifest, code_hash
-from pipelines.progress import console, listed
-from sae.base.errors import UserError, nearest
-from sae.base.files import sha256_file, sha256_json, sha256_tree, write_text
-from sae.base.locks import Lock
-from sae.base.sums import seal
+from pipelines.results import OF_ALL, files_of, folder_of
+from sae.base.files import sha256_tree
 from sae.corpus import open_corpus
 
 Facts = dict[str, Any]
@@ -45,6 +38,13 @@ class Stage:
     seals: Callable[[RunConfig, str | None], tuple[Path, list[str]]] | None = None
     anew: Callable[[RunConfig], None] | None = None
     recorded: Callable[[RunConfig], None] | None = None
+
+    def coders(self, config: RunConfig) -> list[str | None]:
+        """The coders for which it has items of their own; None stands for all of them."""
+        return [coder.name for coder in config.train.coders] if self.per_coder else [None]
+
+    def item(self, coder: str | None) -> str:
+        return self.name if coder is None else f"{self.name}/{coder}"
 
 
 def _harvest(config: RunConfig, _coders: Sequence[str]) -> Facts:
@@ -100,6 +100,14 @@ def _train_settings(config: RunConfig, name: str | None) -> Any:
     return config.train.recipe, coder.model_dump(), config.site_of(coder)
 
 
+def _model_identity(name: str) -> str:
+    """Hash of a local model's files; a hub id stands for itself."""
+    from sae.lm.assets import local_model_folder
+
+    folder = local_model_folder(name)
+    return name if folder is None else sha256_tree(folder, "*.[jst]*")
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -126,22 +134,22 @@ STAGES: dict[str, Stage] = {
             "evaluate",
             reads=("harvest", "train"),
             settings=lambda c, _: c.evaluate.model_dump(),
-            outputs=lambda c, n: [c.folder / "evaluation" / f"{n}.json"],
+            outputs=lambda c, n: [folder_of(c) / file for file in files_of(str(n))],
             run=_evaluate,
-            seals=lambda c, n: (c.folder / "evaluation", [f"{n}.json"]),
+            seals=lambda c, n: (folder_of(c), files_of(str(n))),
         ),
         Stage(
             "compare",
             reads=("evaluate",),
             settings=lambda c, _: [coder.name for coder in c.train.coders],
             outputs=lambda c, _: [
-                c.folder / "evaluation" / "report.html",
-                c.folder / "evaluation" / "compare" / "comparison.json",
+                folder_of(c) / "report.html",
+                folder_of(c) / "compare" / "comparison.json",
             ],
             run=_compare,
             per_coder=False,
             part_of="evaluate",
-            seals=lambda c, _: (c.folder / "evaluation", ["report.html", "compare/*"]),
+            seals=lambda c, _: (folder_of(c), list(OF_ALL)),
         ),
         Stage(
             "index",
@@ -160,161 +168,3 @@ STAGES: dict[str, Stage] = {
         ),
     )
 }
-
-
-class Fingerprints:
-    """Fingerprints of items; each is computed once, since a sweep's coders share what they read."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self._known: dict[str, str] = {}
-
-    def of(self, stage: Stage, coder: str | None) -> str:
-        item = _item(stage, coder)
-        if item not in self._known:
-            upstream = [
-                self.of(STAGES[name], read)
-                for name in stage.reads
-                for read in self._read_by(coder, STAGES[name])
-            ]
-            self._known[item] = sha256_json(
-                [stage.settings(self.config, coder), code_hash(*CODE[stage.name]), upstream]
-            )
-        return self._known[item]
-
-    def _read_by(self, coder: str | None, read: Stage) -> list[str | None]:
-        """A stage of one coder reads that coder's items, one of all coders the items of all."""
-        every = _coders(self.config, read)
-        return [coder] if coder in every else every
-
-
-def plan(
-    config: RunConfig, manifest: Manifest, only: str | None = None, start: str | None = None
-) -> list[tuple[Stage, list[str | None]]]:
-    """What has to be done: stages in order, each with the coders that are stale.
-
-    `only` names the one stage to look at, `start` the stage from which everything is redone.
-    """
-    for name in (only, start):
-        if name is not None and name not in STAGES:
-            raise UserError(
-                f"Unknown stage `{name}`; the stages are {', '.join(STAGES)}."
-                + nearest(name, STAGES)
-            )
-    names = list(STAGES)
-    fingerprints = Fingerprints(config)
-    todo: list[tuple[Stage, list[str | None]]] = []
-    for name, stage in STAGES.items():
-        if only is not None and only not in (name, stage.part_of):
-            continue
-        forced = start is not None and names.index(name) >= names.index(start)
-        stale = [
-            coder
-            for coder in _coders(config, stage)
-            if forced or not manifest.is_current(_item(stage, coder), fingerprints.of(stage, coder))
-        ]
-        if stale:
-            todo.append((stage, stale))
-    return todo
-
-
-def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]) -> None:
-    """Does what `plan` said, and writes the resolved configuration beside the results."""
-    if any(stage.name in ("harvest", "train") for stage, _ in todo):
-        _check_coders(config)  # before the harvest, not after it
-    config.folder.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest.open(config.folder)
-    fingerprints = Fingerprints(config)
-    if todo and not (config.folder / "run.yaml").exists():
-        _write_config(config, manifest)  # a run that is killed at once can be named by its folder
-    for stage, stale in todo:
-        _require_inputs(config, stage, manifest)
-        for coders in [stale] if stage.together else [[coder] for coder in stale]:
-            at_work = stage.name if stage.together else _item(stage, coders[0])
-            lock = config.folder / ".locks" / at_work.replace("/", "-")
-            with Lock(lock, f"`{at_work}` of {config.folder}"):
-                _run_stage(config, stage, coders, manifest, fingerprints)
-    _write_config(config, manifest)  # a kill may have come between a stage's end and this
-
-
-def _run_stage(
-    config: RunConfig,
-    stage: Stage,
-    coders: Sequence[str | None],
-    manifest: Manifest,
-    fingerprints: Fingerprints,
-) -> None:
-    """One call of a stage, for the coders that it does together."""
-    items = {_item(stage, coder): coder for coder in coders}
-    forced = any(manifest.is_current(i, fingerprints.of(stage, c)) for i, c in items.items())
-    manifest.forget(list(items))
-    if forced and stage.anew:
-        stage.anew(config)
-    names = [coder for coder in coders if coder]
-    console.print(f"[bold]{stage.name}[/] {listed(names)}".rstrip())
-    began = time.perf_counter()
-    facts = stage.run(config, names)
-    seconds = time.perf_counter() - began
-    for item, coder in items.items():
-        if stage.seals:
-            seal(*stage.seals(config, coder))
-        outputs = stage.outputs(config, coder)
-        each = seconds / len(coders)
-        manifest.record(item, fingerprints.of(stage, coder), outputs, each, facts)
-    if stage.recorded:
-        stage.recorded(config)
-    _write_config(config, manifest)  # only now: settings that were refused change nothing
-    console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
-
-
-def _check_coders(config: RunConfig) -> None:
-    from pipelines import train
-
-    train.check_coders(config)
-
-
-def _write_config(config: RunConfig, manifest: Manifest) -> None:
-    """The configuration as it was resolved: a sweep is written out as its coders."""
-    resolved = config.model_dump(mode="json", exclude={"train": {"sweep"}})
-    text, file = yaml.safe_dump(resolved, sort_keys=False), config.folder / "run.yaml"
-    if not file.exists() or file.read_bytes() != text.encode():
-        write_text(file, text)
-    digest = sha256_file(file)
-    if manifest.configuration != digest:
-        manifest.configured(digest)
-
-
-def _require_inputs(config: RunConfig, stage: Stage, manifest: Manifest) -> None:
-    for name in stage.reads:
-        needed = STAGES[name]
-        for coder in _coders(config, needed):
-            item = _item(needed, coder)
-            if item not in manifest.items:
-                raise UserError(
-                    f"{config.folder} is incomplete: `{stage.name}` needs `{item}`; "
-                    f"run `sae {name} {config.folder}` first, or `sae run` for all."
-                )
-
-
-def _coders(config: RunConfig, stage: Stage) -> list[str | None]:
-    """The coders for which a stage has items of their own; None stands for all of them."""
-    return [coder.name for coder in config.train.coders] if stage.per_coder else [None]
-
-
-def _item(stage: Stage, coder: str | None) -> str:
-    return stage.name if coder is None else f"{stage.name}/{coder}"
-
-
-def _common(stage: Stage, config: RunConfig, coders: Sequence[str | None]) -> str:
-    """Where the outputs are: each, or the folder that they share where there are many."""
-    paths = [path for coder in coders for path in stage.outputs(config, coder)]
-    whole = [path.parent if path.name in ("cfg.json", "index.json") else path for path in paths]
-    return ", ".join(map(str, whole)) if len(whole) <= 3 else str(whole[0].parent)
-
-
-def _model_identity(name: str) -> str:
-    """Hash of a local model's files; a hub id stands for itself."""
-    from sae.lm.assets import local_model_folder
-
-    folder = local_model_folder(name)
-    return name if folder is None else sha256_tree(folder, "*.[jst]*")

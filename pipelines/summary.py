@@ -12,12 +12,14 @@ from pipelines.progress import console, human_count
 from sae.base.errors import UserError
 from sae.base.files import human_bytes, read_json
 
+TOKENS = "{tokens}"  # the form of a column that says on how many tokens a number rests
 SHOWN = (
     ("EV", "ev", "{:.3f}"),
     ("L0", "l0", "{:.1f}"),
     ("ΔCE (nats)", "delta_ce", "{:.3f}"),
     ("recovered", "ce_recovered_mean", "{:.3f}"),
-    ("alive", "alive", "{:.3f}"),
+    ("alive(N)", "alive", "{:.3f}"),
+    ("N", "alive", TOKENS),  # without which alive(N) means nothing
     ("FVU", "fvu", "{:.3f}"),
 )
 
@@ -38,8 +40,10 @@ def print_summary(config: RunConfig) -> None:
     table = _table(str(config.folder), "coder", *(heading for heading, _, _ in shown))
     for name in names:
         table.add_row(name, *_cells(found[name]["metrics"], shown, interval=True))
-        for control, metrics in found[name]["controls"].items() if few else ():
-            table.add_row(f"  {control}", *_cells(metrics, shown), style="dim")
+        if few and found[name]["controls"]:
+            table.add_row(*_on_controls_tokens(found[name], shown), style="dim")
+            for control, metrics in found[name]["controls"].items():
+                table.add_row(f"    {control}", *_cells(metrics, shown), style="dim")
     console.print(table)
     if len(found) > 1:
         _print_comparison(config.folder / "evaluation" / "compare" / "comparison.json")
@@ -53,7 +57,8 @@ def _print_comparison(path: Path) -> None:
     if not path.exists():
         return
     for group in read_json(path)["groups"]:
-        where = group["site"]
+        sites = (group["site"], group["target_site"])
+        where = " to ".join(dict.fromkeys(sites))  # the second is a transcoder's
         for error, label in (("fvu", "FVU"), ("delta_ce", "ΔCE")):
             kept = group["fronts"][error]
             off = len(group["coders"]) - len(kept)
@@ -64,8 +69,16 @@ def _print_comparison(path: Path) -> None:
             title = f"FVU at equal L0, {where}"
             table = _table(title, "family", *(f"L0 = {l0}" for l0 in matched["l0"]))
             for family, entries in matched["families"].items():
-                table.add_row(family, *(f"{e['value']:.4f}" if e else "-" for e in entries))
+                table.add_row(family, *map(_matched, entries))
             console.print(table)
+
+
+def _matched(entry: dict[str, Any] | None) -> str:
+    """An error at equal L0; of several seeds, on how many of them it rests."""
+    if entry is None:
+        return "-"
+    seeds = f" ({entry['reached']} of {entry['of']} seeds)" if entry["of"] > 1 else ""
+    return f"{entry['value']:.4f}{seeds}"
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -74,6 +87,19 @@ def _table(title: str, *headings: str) -> Table:
     for heading in headings[1:]:
         table.add_column(heading, justify="right")
     return table
+
+
+def _on_controls_tokens(
+    evaluation: dict[str, Any], shown: Sequence[tuple[str, str, str]]
+) -> list[str]:
+    """The coder's own numbers on the fewer tokens on which its controls, below, were scored."""
+    own = {name: {"value": rung["coder"]} for name, rung in evaluation["ladder"].items()}
+    first = next(iter(evaluation["controls"].values()))
+    counts = {name: entry["tokens"] for name, entry in first.items()}
+    said = [human_count(counts["ev"])]
+    if "delta_ce" in counts:  # not of a control that is of another model
+        said.append(f"losses {human_count(counts['delta_ce'])}")
+    return [f"  on {', '.join(said)} tokens:", *_cells(own, shown)]
 
 
 def _l0(evaluation: dict[str, Any]) -> float:
@@ -89,6 +115,9 @@ def _cells(
         if metric is None or metric["value"] is None:
             cells.append("-")
             continue
+        if form == TOKENS:
+            cells.append(human_count(metric["tokens"]))
+            continue
         text = form.format(metric["value"])
         if interval and metric.get("low") is not None:
             text += f" [{form.format(metric['low'])}, {form.format(metric['high'])}]"
@@ -98,8 +127,11 @@ def _cells(
 
 def _products(config: RunConfig) -> list[tuple[str, Path]]:
     evaluation, names = config.folder / "evaluation", [c.name for c in config.train.coders]
-    candidates = [("store", config.store), ("report", evaluation / "report.html")]
-    if len(names) > 1:
+    candidates = [("store", config.store)]
+    if len(names) == 1:
+        candidates.append(("report", evaluation / f"{names[0]}.html"))
+    else:
+        candidates.append(("report", evaluation / "report.html"))
         candidates.append(("comparison", evaluation / "compare" / "comparison.html"))
     if len(names) > FEW:
         candidates += [("coders", config.folder / "coders"), ("exports", config.folder / "export")]

@@ -21,6 +21,8 @@ KEY = "train.sweep"
 KEYS = tuple(key for key in CoderConfig.model_fields if key != "name")
 SIZES = ("width", "expansion")
 SHORT = {"learning_rate": "lr", "seed": "s"}
+SPARSITY = ("k", "l1", "target_l0", "l0_penalty", "max_iterations", "residual_threshold")
+"""What moves a coder along its curve over L0; whatever else differs makes it another coder."""
 
 
 def expand(sweep: Any) -> list[CoderConfig]:
@@ -51,15 +53,21 @@ def expand(sweep: Any) -> list[CoderConfig]:
 
 def coder_name(coder: CoderConfig) -> str:
     """`topk-8x-k32-s1`: architecture, size and sparsity; the rest where it is not the default."""
-    sparsity = _parts(coder, coder.options)
-    return "-".join([family_name(coder), *sparsity, *_parts(coder, ["seed"])])
+    options = _parts(coder, coder.options)
+    return "-".join([*_stem(coder), *options, *_parts(coder, ["seed"])])
 
 
 def family_name(coder: CoderConfig) -> str:
     """The name without sparsity and seed: what the coders of one curve over L0 share."""
+    shared = [key for key in coder.options if key not in SPARSITY]
+    return "-".join([*_stem(coder), *_parts(coder, shared)])
+
+
+def _stem(coder: CoderConfig) -> list[str]:
+    """The parts of its name that are no hyperparameters of its architecture."""
     size = str(coder.width) if coder.width else f"{coder.expansion}x"
     named = {"architecture", "seed", *SIZES, *coder.options}
-    return "-".join([coder.architecture, size, *_parts(coder, [k for k in KEYS if k not in named])])
+    return [coder.architecture, size, *_parts(coder, [k for k in KEYS if k not in named])]
 
 
 def _axes(sweep: Any) -> dict[str, list[Any]]:

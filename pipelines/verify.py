@@ -35,8 +35,9 @@ def verify(path: Path) -> list[str]:
     ):
         if (path / known).exists():
             return check(path)
-    if path.is_file() and (path.parent / SUMS).exists():
-        return _verify_file(path)
+    sealed = [folder for folder in list(path.parents)[:2] if (folder / SUMS).exists()]
+    if path.is_file() and sealed:
+        return _verify_file(path, sealed[0])
     raise UserError(
         f"{path} is no run folder, activation store, coder, feature index, evaluation or export of "
         "Loupe."
@@ -57,7 +58,11 @@ def _verify_run(path: Path) -> list[str]:
     stores = [path / "activations.zarr"] if "harvest" in manifest.items else []
     coders = _names(path / "coders", manifest, "train")
     indexes = _names(path / "features", manifest, "index")
-    results = [path / name for name, stage in RESULTS.items() if _names(path, manifest, stage)]
+    results = [
+        path / name
+        for name, stage in RESULTS.items()
+        if _names(path, manifest, stage) or (path / name / SUMS).exists()
+    ]
     for part, check in (
         *((store, _verify_store) for store in stores),
         *((coder, _verify_coder) for coder in coders),
@@ -89,12 +94,16 @@ def _verify_configuration(path: Path, manifest: Manifest) -> list[str]:
 
 
 def _verify_sums(path: Path) -> list[str]:
-    return problems_of(path)
+    """Files that the sums name; a coder beside them (of `pipelines.addition`) has its own."""
+    coders = [config.parent for config in path.glob("*/cfg.json")]
+    problems = problems_of(path, [coder.name for coder in coders])
+    return problems + [problem for coder in coders for problem in _verify_coder(coder)]
 
 
-def _verify_file(path: Path) -> list[str]:
+def _verify_file(path: Path, folder: Path) -> list[str]:
+    """A file of a folder that is sealed, or of one within it."""
     try:
-        digest = read_sums(path.parent).get(path.name)
+        digest = read_sums(folder).get(path.relative_to(folder).as_posix())
     except UserError as error:
         return [str(error)]
     if digest is None:

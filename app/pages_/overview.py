@@ -50,12 +50,18 @@ def tile(name: str, metric: dict[str, Any] | None, form: Any, meaning: str) -> N
 
 def quality_tiles(here: data.Here) -> None:
     """EV, L0, ΔCE recovered, alive and dense, each with its interval in the tooltip."""
-    found = data.evaluation(here.run, here.coder)
+    evaluation = data.evaluation(here.run, here.coder)
     with st.grid(5, min_column_width=150):
-        if found is not None:
-            evaluated_tiles(found["metrics"])
+        if evaluation.found is not None:
+            evaluated_tiles(evaluation.found["metrics"])
         dense_tile(here)
-    if found is None:
+    if evaluation.outdated:
+        pagekit.tell_missing(
+            "The evaluation that is here is of another coder of this name",
+            "It was made with other weights than are here now. To measure these:",
+            here.run.command("evaluate"),
+        )
+    elif evaluation.found is None:
         pagekit.tell_missing(
             "This coder has not been evaluated yet",
             "Explained variance, L0, ΔCE and the share of living features come from:",
@@ -125,7 +131,7 @@ def facts_panel(here: data.Here) -> None:
 
 def controls_table(here: data.Here) -> None:
     """Explained variance beside that of the controls, as bars."""
-    found = data.evaluation(here.run, here.coder)
+    found = data.evaluation(here.run, here.coder).found
     if not found:
         return
     names = {"pca": "PCA of the same rank"}

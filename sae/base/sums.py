@@ -61,6 +61,22 @@ def seal(folder: Path | str, patterns: Iterable[str]) -> None:
         write_sums(folder, {**known, **found})
 
 
+def unseal(folder: Path | str, patterns: Iterable[str]) -> None:
+    """Removes the files that match (glob patterns), and their sums: they are no longer true."""
+    folder, patterns = Path(folder), list(patterns)
+    if not folder.is_dir():
+        return
+    with Lock(folder / f".{SUMS}.lock", f"{folder / SUMS}", wait=True):
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                if path.is_file():
+                    path.unlink()
+        known = read_sums(folder) if (folder / SUMS).exists() else {}
+        kept = {n: s for n, s in known.items() if not any(_under(Path(n), p) for p in patterns)}
+        if kept != known:
+            write_sums(folder, kept)
+
+
 def problems_of(folder: Path | str, ignored: Iterable[str] = ()) -> list[str]:
     """A sentence for each file that is missing, differs, or is new; empty if all is as written.
 

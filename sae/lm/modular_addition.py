@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from sae.base.errors import UserError, nearest
 
 # What is read and replaced, as a forward pass reaches it; always at the last token, `=`.
+WEIGHTS = "model.safetensors"
 SITES = (
     "blocks.0.hook_resid_mid",
     "blocks.0.mlp.hook_post",
@@ -169,14 +170,14 @@ def load_modular_addition(folder: Path | str | None = None) -> ModularAddition:
     from safetensors.torch import load_file
 
     folder = Path(folder) if folder is not None else addition_folder()
-    if not (folder / "model.safetensors").exists():
+    if not (folder / WEIGHTS).exists():
         raise UserError(
-            f"{folder} holds no `model.safetensors`; train one with `python -m pipelines.grok "
+            f"{folder} holds no `{WEIGHTS}`; train one with `python -m pipelines.grok "
             f"--out {folder}`."
         )
     config = json.loads((folder / "config.json").read_text())
     net = ModularAddition(**config["model"])
-    net.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    net.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
     return net.eval().requires_grad_(False)
 
 

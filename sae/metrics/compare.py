@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae.base.errors import UserError
-from sae.metrics.front import Point, behind, front, levels, matched
+from sae.metrics.front import Point, behind, front, levels, matched, mean_entry
 
 SCHEMA = 1
 ERRORS = ("fvu", "delta_ce")  # of each, lower is better
@@ -21,9 +21,10 @@ def compare(
 
     `curves` (name -> (family, seed)) says which coders differ in sparsity alone, and so lie on
     one curve, and which curves differ in their seed alone, and so make a family; without it each
-    coder stands for itself. Coders of different sites, or scored on different text, are never
-    ranked against each other: each such group is an element of `groups`. The JSON is described
-    in docs/metrics.md. Raises `UserError` if there is nothing to compare.
+    coder stands for itself. Coders that read or predict different sites, or were scored on
+    different text, are never ranked against each other: each such group is an element of
+    `groups`. The JSON is described in docs/metrics.md. Raises `UserError` if there is nothing to
+    compare.
     """
     if not evaluations:
         raise UserError("There is no evaluation to compare; run `sae evaluate` first.")
@@ -38,7 +39,8 @@ def _scored_on(evaluation: Evaluation) -> tuple[Any, ...]:
     """What two evaluations must share so that their errors can be ranked."""
     p = evaluation["provenance"]
     corpus = p["store"].get("corpus", {}).get("hash")
-    return p["coder"]["site"], p["model"]["hash"], corpus, p["store"]["split"], p["tokens"]
+    sites = p["coder"]["site"], p["coder"]["target_site"]
+    return *sites, p["model"]["hash"], corpus, p["store"]["split"], p["tokens"]
 
 
 def _group(evaluations: Mapping[str, Evaluation], curves: Mapping[str, Curve]) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def _group(evaluations: Mapping[str, Evaluation], curves: Mapping[str, Curve]) -
     points = {error: _points(evaluations, error) for error in ERRORS}
     return {
         "site": first["coder"]["site"],
+        "target_site": first["coder"]["target_site"],
         "model": first["model"]["name"],
         "tokens": first["tokens"],
         "loss_tokens": first["loss_tokens"],
@@ -88,13 +91,11 @@ def _matched(points: Mapping[str, Point], curves: Mapping[str, Curve]) -> dict[s
 
 
 def _over_seeds(found: Sequence[Mapping[str, float | None] | None]) -> dict[str, Any] | None:
-    """Means over the seeds whose curves reach the L0; the values themselves in `seeds`."""
+    """Means over the seeds whose curves reach the L0; the values themselves in `seeds`, and how
+    many of how many seeds that are.
+    """
     reached = [entry for entry in found if entry is not None]
     if not reached:
         return None
-    values = {key: [entry[key] for entry in reached] for key in ("value", "low", "high")}
-    means = {
-        key: None if None in column else sum(column) / len(column)  # pyright: ignore
-        for key, column in values.items()
-    }
-    return {**means, "seeds": values["value"]}
+    seeds = [entry["value"] for entry in reached]
+    return {**mean_entry(reached), "seeds": seeds, "reached": len(reached), "of": len(found)}

@@ -3,7 +3,8 @@
 report = concept_report(coder, store, lm, vocabulary_of(lm.tokenizer, lm.vocab_size).tokens)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from sae.metrics.erasure import spurious_correlation_removal, targeted_probe_per
 from sae.metrics.estimate import INTERVAL
 from sae.metrics.probing import sparse_probing, usable
 from sae.metrics.provenance import special_ids
+from sae.metrics.scoring import Progress
 from sae.metrics.specificity import concept_latents
+from sae.metrics.steps import counted, silent
 from sae.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def concept_report(
     tokens: int = TOKENS,
     controls: Mapping[str, Dictionary] | None = None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Every concept metric, fitted on `tokens` of the train split, scored on as many held out.
 
@@ -56,12 +60,14 @@ def concept_report(
     measured: dict[str, Any] = {}
     over = ""
     for name, method in {"coder": coder, **(controls or {})}.items():
-        (train, train_texts), (held, held_texts) = (
-            token_examples(method, store, site, split, tokens, special, token_bytes)
-            for split in ("train", "heldout")
-        )
+        sides = []
+        for number, split in enumerate(("train", "heldout"), 1):
+            sides.append(token_examples(method, store, site, split, tokens, special, token_bytes))
+            progress(f"codes of the {name}", number, 2)
+        (train, train_texts), (held, held_texts) = sides
         W_dec_FD = method.W_dec_FD.detach().cpu().double().numpy()
-        found[name] = measure(train, train_texts, held, held_texts, W_dec_FD, seed)
+        tell = partial(progress, f"concepts of the {name}")
+        found[name] = measure(train, train_texts, held, held_texts, W_dec_FD, seed, tell)
         measured = {"train": len(train.examples), "heldout": len(held.examples)}
         over = held.over
         measured |= {"train_texts": len(train_texts), "heldout_texts": len(held_texts)}
@@ -82,12 +88,14 @@ def measure(
     held_texts: Examples,
     W_dec_FD: np.ndarray,
     seed: int = 0,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[str, Any]:
     """The metrics of one dictionary. Concepts with too few examples are named in `left_out`."""
     own = [name for name in rules.names() if usable(name, train.examples, held.examples)]
     texts = [name for name in train_texts.labels if usable(name, train_texts, held_texts)]
     known = {*rules.names(), *train_texts.labels}
-    return {
+    step = counted(tell, 2 * len(own) + len(texts) + 3)
+    found = {
         "concepts": {
             name: {
                 "train": int((side[0].labels[name] == YES).sum()),
@@ -100,14 +108,18 @@ def measure(
             for name in names
         },
         "left_out": sorted(known - {*own, *texts}),
-        "probing": sparse_probing(train.examples, held.examples, own, seed=seed)
-        | sparse_probing(train_texts, held_texts, texts, seed=seed),
+        "probing": sparse_probing(train.examples, held.examples, own, seed=seed, step=step)
+        | sparse_probing(train_texts, held_texts, texts, seed=seed, step=step),
         "targeted_ablation": targeted_probe_perturbation(
-            train.examples, held.examples, own, W_dec_FD, seed=seed
+            train.examples, held.examples, own, W_dec_FD, seed=seed, step=step
         ),
-        "spurious_removal": spurious_correlation_removal(
-            train_texts, held_texts, texts, W_dec_FD, seed=seed
-        ),
-        "first_letter_absorption": first_letter_absorption(train, held, W_dec_FD, seed),
-        "latents": concept_latents(train.examples, held.examples, own, seed),
     }
+    found["spurious_removal"] = spurious_correlation_removal(
+        train_texts, held_texts, texts, W_dec_FD, seed=seed
+    )
+    step()
+    found["first_letter_absorption"] = first_letter_absorption(train, held, W_dec_FD, seed)
+    step()
+    found["latents"] = concept_latents(train.examples, held.examples, own, seed)
+    step()
+    return found

@@ -14,11 +14,13 @@ from sae.coders import Coder
 from sae.metrics.ablation import Ablation, EqualNorm
 from sae.metrics.continuation import Continuation, Replace
 from sae.metrics.estimate import estimate_mean, estimate_ratio
+from sae.metrics.steps import Step, no_step
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
 RANDOM_SETS = 4  # of other latents, for each size and kind
+RUNS = 2 + 2 * RANDOM_SETS  # through the model, for each size: the features, the sets, equal norm
 NEIGHBOURS = 20  # the random features are drawn from so many that are nearest in density
 BATCH_TOKENS = 4096  # run through the model at a time
 Floats = npt.NDArray[np.float64]
@@ -101,9 +103,15 @@ class CopyingBench:
     """Losses of copying, with anything spliced in, per sequence."""
 
     def __init__(
-        self, coder: Coder, lm: "LanguageModel", site: str, repeats: Repeats, seed: int
+        self,
+        coder: Coder,
+        lm: "LanguageModel",
+        site: str,
+        repeats: Repeats,
+        seed: int,
+        step: Step = no_step,
     ) -> None:
-        self.coder, self.repeats, self.seed = coder, repeats, seed
+        self.coder, self.repeats, self.seed, self._step = coder, repeats, seed, step
         self.rest = Continuation(lm, site)
         parts = repeats.tokens_ST.split(repeats.at_once)
         self.batches = [(part, self.rest.start(part)) for part in parts]
@@ -125,6 +133,7 @@ class CopyingBench:
                 if name == "second":
                     right = (logits_STV.argmax(-1) == target_ST).cpu()
                     found["copied"].append(right.double().mean(1))
+        self._step()
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
     def clean(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sae.metrics.concept_data import Examples
 from sae.metrics.concepts import NO, YES
 from sae.metrics.estimate import estimate
 from sae.metrics.probing import FEWEST, MOST, Probe, columns, mean_difference
+from sae.metrics.steps import Step, no_step
 from sae.metrics.sums import Sums
 
 SIZES = (2, 5, 10, 20)  # latents that are taken out
@@ -70,6 +71,7 @@ def targeted_probe_perturbation(
     W_dec_FD: npt.NDArray[np.floating],
     sizes: Sequence[int] = SIZES,
     seed: int = 0,
+    step: Step = no_step,
 ) -> dict[str, Any]:
     """TPP(n) = mean over concepts i of [the accuracy that the probe of i loses when the n latents
     of i are taken out] − mean over i ≠ j of [what the probe of j loses by them].
@@ -84,6 +86,7 @@ def targeted_probe_perturbation(
         fit = train.take(train.balanced(concept, MOST, rng))
         fitted.append(Fitted.of(fit, concept, W_dec_FD))
         tests.append(held.take(held.balanced(concept, MOST, rng)))
+        step()
     found: dict[str, Any] = {"concepts": list(concepts)}
     if len(concepts) < 2:
         return found

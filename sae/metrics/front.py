@@ -13,6 +13,7 @@ Entry = Mapping[str, Any]  # value, low, high
 Point = tuple[Entry, Entry]  # L0, error
 
 BEYOND = 0.05  # share of L0 by which a curve may be read beyond its ends
+NEAR = 0.01  # share of L0 within which two coders of one curve stand at the same place on it
 
 
 def front(points: Mapping[str, Point]) -> list[str]:
@@ -56,12 +57,13 @@ def matched(points: Sequence[Point], l0: float) -> dict[str, float | None] | Non
     Between the neighbours in L0, log error is taken as linear in log L0 (errors fall roughly as
     powers of L0: Gao et al. 2024, figure 1); as linear itself where an error or a bound is not
     positive. Up to 5 % beyond its ends a curve goes on as at its end. Bounds are interpolated
-    like values, which takes the two errors as fully dependent: the wide side.
+    like values, which takes the two errors as fully dependent: the wide side. Coders whose L0s are
+    within 1 % of one another count as one, with the mean of their errors: the best of them alone
+    would be too good, and a line through both would point anywhere.
     """
-    ordered = sorted(points, key=_values)
-    distinct = [p for i, p in enumerate(ordered) if i == 0 or _l0(p) > _l0(ordered[i - 1])]
-    if not distinct or min(_l0(p) for p in distinct) <= 0:
+    if not points or min(map(_l0, points)) <= 0:
         return None
+    distinct = _distinct(points)
     same = next((p for p in distinct if math.isclose(_l0(p), l0, rel_tol=1e-6)), None)
     if same is not None:
         return {key: same[1].get(key) for key in ("value", "low", "high")}
@@ -82,6 +84,26 @@ def levels(curves: Sequence[Sequence[Point]]) -> list[int]:
     powers = range(math.floor(math.log2(min(reached))), math.ceil(math.log2(max(reached))) + 1)
     whole = [2**power for power in powers if power >= 0]
     return [l0 for l0 in whole if any(matched(curve, l0) for curve in curves)]
+
+
+def _distinct(points: Sequence[Point]) -> list[Point]:
+    """By rising L0, with those at the same place averaged."""
+    places: list[list[Point]] = []
+    for point in sorted(points, key=_values):
+        if places and _l0(point) <= _l0(places[-1][0]) * (1 + NEAR):
+            places[-1].append(point)
+        else:
+            places.append([point])
+    return [(mean_entry([p[0] for p in at]), mean_entry([p[1] for p in at])) for at in places]
+
+
+def mean_entry(entries: Sequence[Entry]) -> dict[str, float | None]:
+    """Means of values and of bounds; a bound that one of them lacks is None."""
+    columns = {key: [entry.get(key) for entry in entries] for key in ("value", "low", "high")}
+    return {
+        key: None if None in column else sum(column) / len(column)  # pyright: ignore
+        for key, column in columns.items()
+    }
 
 
 def _between(a: Entry, b: Entry, share: float) -> dict[str, float | None]:

@@ -8,8 +8,9 @@ knows the position would pass); whether the model needs it is seen by taking it 
 the loss of copying.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,8 +21,10 @@ from torch import Tensor
 from sae.base.errors import UserError
 from sae.coders import Coder
 from sae.metrics.bootstrap import LEVEL, draws
-from sae.metrics.copying import CopyingBench, Floats, Repeats
+from sae.metrics.copying import RUNS, CopyingBench, Floats, Repeats
 from sae.metrics.estimate import INTERVAL
+from sae.metrics.scoring import Progress
+from sae.metrics.steps import counted, silent
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
@@ -72,6 +75,7 @@ def induction_report(
     length: int | None = None,
     counts: Sequence[int] = COUNTS,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Finds induction features on most of the sequences and takes them out on the others.
 
@@ -94,12 +98,13 @@ def induction_report(
     searched = int(SEARCHED * sequences)
     found = Repeats.draw(lm, searched, length, seed)
     tested = Repeats.draw(lm, max(2, sequences - searched), length, seed + 1)
-    latents = find(coder, lm, site, found, seed)
+    latents = find(coder, lm, site, found, seed, partial(progress, "search"))
     features = ranked(coder, latents)
     sizes = sorted({min(count, len(features)) for count in (*counts, len(features))} - {0})
     density_F = latents.density_second_F
     pool = np.flatnonzero((density_F > 0) & ~latents.found_F)
-    bench = CopyingBench(coder, lm, site, tested, seed)
+    step = counted(partial(progress, "ablations"), 1 + len(sizes) * RUNS)
+    bench = CopyingBench(coder, lm, site, tested, seed, step)
     return {
         "schema": SCHEMA,
         "site": site,
@@ -115,12 +120,21 @@ def induction_report(
 
 
 def find(
-    coder: Coder, lm: "LanguageModel", site: str, repeats: Repeats, seed: int = 0
+    coder: Coder,
+    lm: "LanguageModel",
+    site: str,
+    repeats: Repeats,
+    seed: int = 0,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Induction:
     """Compares every latent at the second occurrence with the first, and with other sequences."""
+    step = counted(tell, 3)
     first_SF, fires_first_SF = activations(coder, lm, site, repeats, repeats.tokens_ST, "first")
+    step()
     second_SF, fires_second_SF = activations(coder, lm, site, repeats, repeats.tokens_ST, "second")
+    step()
     other_SF, _ = activations(coder, lm, site, repeats, repeats.other_ST, "second")
+    step()
     value_F, low_F, high_F = _mean_interval(second_SF - first_SF, seed)
     over_F, over_low_F, _ = _mean_interval(second_SF - other_SF, seed)
     return Induction(

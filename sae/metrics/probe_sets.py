@@ -22,6 +22,8 @@ from sae.metrics.concepts import NO, YES
 from sae.metrics.estimate import INTERVAL
 from sae.metrics.probing import FEWEST, KS, sparse_probing
 from sae.metrics.recovery import as_csr
+from sae.metrics.scoring import Progress
+from sae.metrics.steps import silent
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
@@ -56,6 +58,7 @@ def probe_set_report(
     texts: int = TEXTS,
     folder: Path | None = None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Accuracies on datasets with two targets, JSON as in `docs/metrics.md`.
 
@@ -68,7 +71,8 @@ def probe_set_report(
             raise UserError(f"`{name}` is no dataset of `sae-probes`.{nearest(name, sets)}")
     probing: dict[str, Any] = {}
     left_out = []
-    for name in names or sets:
+    for number, name in enumerate(names or sets):
+        progress("datasets", number, len(names or sets))
         prompts, label_E = read_set(sets[name], texts, seed)
         if min((label_E == YES).sum(), (label_E == NO).sum()) < 2 * FEWEST:
             left_out.append(name)
@@ -77,6 +81,7 @@ def probe_set_report(
         half = np.arange(len(prompts)) % 2 == 0
         fit, test = (examples.take(np.flatnonzero(part)) for part in (half, ~half))
         probing |= sparse_probing(fit, test, [name], seed=seed)
+    progress("datasets", len(names or sets), len(names or sets))
     methods = [(side, f"k{k}") for side in ("coder", "dimensions") for k in KS]
     means: dict[str, Any] = {"coder": {}, "dimensions": {}}
     for side, k in methods:

@@ -21,6 +21,7 @@ from sae.metrics.bootstrap import Entry
 from sae.metrics.concept_data import Examples
 from sae.metrics.concepts import YES
 from sae.metrics.estimate import estimate_ratio
+from sae.metrics.steps import Step, no_step
 
 KS = (1, 2, 5)
 MOST = 1500  # positives, and as many negatives, on which a probe is fitted
@@ -65,6 +66,7 @@ def sparse_probing(
     concepts: Sequence[str],
     ks: Sequence[int] = KS,
     seed: int = 0,
+    step: Step = no_step,
 ) -> dict[str, Any]:
     """{concept: {"positives", "latents", "coder": {"k1": Entry, ...}, "dimensions": the same with
     dimensions of the activation, "whole": Entry}}, accuracies on balanced held-out examples.
@@ -74,6 +76,7 @@ def sparse_probing(
         rng = np.random.default_rng([seed, number])
         fit, test = (side.take(side.balanced(concept, MOST, rng)) for side in (train, held))
         found[concept] = _probe_concept(concept, fit, test, ks, seed)
+        step()
     return found
 
 

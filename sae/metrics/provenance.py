@@ -74,6 +74,24 @@ def describe_interval(held: Part, heard: Part) -> dict[str, Any]:
     return found
 
 
+def describe_report(
+    coder: Coder,
+    coder_hash: str,
+    lm: "LanguageModel",
+    started: float,
+    seed: int,
+    store: ActivationStore | None = None,
+) -> dict[str, Any]:
+    """Of a report that is no evaluation: the same keys. `store` where its activations were read."""
+    return {
+        "coder": describe_coder(coder, coder_hash),
+        "model": {"name": lm.name, "hash": lm.hash},
+        **({"store": describe_store(store, "heldout")} if store is not None else {}),
+        "seed": seed,
+        **describe_run(coder.W_dec_FD.device, started),
+    }
+
+
 def describe_run(device: torch.device, started: float) -> dict[str, Any]:
     return {
         "device": str(device),

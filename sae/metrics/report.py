@@ -1,6 +1,7 @@
 """What the evaluations of a run say, on pages that need nothing else.
 
-`report.html` has everything about each coder; `comparison.html` sets many against each other.
+One page has everything about one coder; `report.html` leads to the pages of a run's coders, and
+`comparison.html` sets them against each other.
 """
 
 import math
@@ -67,35 +68,55 @@ BREAKDOWNS = {
 }
 
 
-def write_report(evaluations: Mapping[str, Evaluation], path: Path | str) -> Path:
-    """Writes the report of some coders (name -> evaluation, as `evaluate` returns it).
+def write_report(
+    name: str, evaluation: Evaluation, path: Path | str, whole: str | None = None
+) -> Path:
+    """Writes the page of one coder, from its evaluation as `evaluate` returns it.
 
-    Raises `UserError` if there is none, or one of another schema.
+    `whole` is the command that makes the whole evaluation, for the page of a quick one. Raises
+    `UserError` for an evaluation of another schema.
+    """
+    _require_schema({name: evaluation})
+    return _write_page(
+        path,
+        "report.html.j2",
+        coder=_coder(name, evaluation),
+        headline=HEADLINE,
+        compared=[n for n in COMPARED if n in evaluation["metrics"]],
+        paired=list(PAIRED),
+        meanings=MEANINGS,
+        names=NAMES,
+        whole=whole,
+    )
+
+
+def write_report_index(
+    evaluations: Mapping[str, Evaluation], path: Path | str, comparison: str | None = None
+) -> Path:
+    """Writes the page that leads to those of the coders, `<name>.html` beside it.
+
+    `comparison` is where the page of `write_comparison` lies, relative to this one. Raises
+    `UserError` if there is no evaluation, or one of another schema.
     """
     if not evaluations:
         raise UserError("There is no evaluation to report on; run `sae evaluate` first.")
+    _require_schema(evaluations)
+    return _write_page(
+        path,
+        "report_index.html.j2",
+        evaluations=evaluations,
+        headline=HEADLINE,
+        comparison=comparison,
+    )
+
+
+def _require_schema(evaluations: Mapping[str, Evaluation]) -> None:
     for name, evaluation in evaluations.items():
         if evaluation.get("schema") != 1:
             raise UserError(
                 f"The evaluation of `{name}` has schema {evaluation.get('schema')!r}, not 1; "
                 "run `sae evaluate` again."
             )
-    names = _metric_order(evaluations)
-    return _write_page(
-        path,
-        "report.html.j2",
-        coders=[_coder(name, evaluation) for name, evaluation in evaluations.items()],
-        evaluations=evaluations,
-        first=next(iter(evaluations.values())),
-        headline=HEADLINE,
-        compared=[n for n in COMPARED if n in names],
-        paired=list(PAIRED),
-        meanings=MEANINGS,
-        names=NAMES,
-        metrics=names,
-        formulas=next(iter(evaluations.values()))["formulas"],
-        fronts=_fronts(evaluations),
-    )
 
 
 def write_comparison(comparison: Mapping[str, Any], path: Path | str) -> Path:
@@ -139,13 +160,6 @@ def _write_page(path: Path | str, template: str, **content: Any) -> Path:
         number=number, interval=interval, described=described, count=plots.count, moment=moment
     )
     return write_text(path, environment.get_template(template).render(**content))
-
-
-def _metric_order(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    found: dict[str, None] = {}
-    for evaluation in evaluations.values():
-        found |= dict.fromkeys(evaluation["metrics"])
-    return list(found)
 
 
 def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
@@ -202,22 +216,6 @@ def _ladder(name: str, evaluation: Evaluation, metric: str, label: str) -> str |
 def _lost(evaluation: Evaluation, control: str) -> list[str]:
     """The metrics on which the control is at least as good as the coder, on the same tokens."""
     return [name for name, rung in evaluation["ladder"].items() if control in rung["won_by"]]
-
-
-def _fronts(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-    """L0 against FVU and ΔCE, where there are several coders to compare."""
-    if len(evaluations) < 2:
-        return {}
-    from sae.metrics import plots
-    from sae.metrics.front import front
-
-    fronts = {}
-    for metric, label in ERROR_LABELS.items():
-        points = {n: (e["metrics"]["l0"], e["metrics"][metric]) for n, e in evaluations.items()}
-        points = {n: p for n, p in points.items() if None not in (e["value"] for e in p)}
-        if points:
-            fronts[metric] = plots.front([(n, *p) for n, p in points.items()], label, front(points))
-    return fronts
 
 
 def number(value: float | None) -> str:

@@ -7,6 +7,8 @@ sum of cosines (Hungarian method); of dictionaries too wide for that, latents ma
 other's nearest.
 """
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,43 +20,117 @@ from torch.nn import functional as F
 
 from sae.base.errors import UserError
 from sae.coders import Coder
+from sae.metrics.bootstrap import Entry
+from sae.metrics.estimate import estimate_ratio
+from sae.metrics.geometry import UNITS
+from sae.metrics.sample import Sample
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 SHARED = 0.7  # cosine above which two latents are taken for one
 HUNGARIAN = 8192 * 8192  # entries of the largest table of cosines that is matched one to one
 CHUNK = 4096  # rows of cosines at a time
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The latents of a coder that are compared: decoder (F, D_out) and encoder (F, D_in) rows."""
+
+    decoder_FD: Tensor
+    encoder_FD: Tensor
+
+    @classmethod
+    def of(cls, coder: Coder, alive_F: Bools | None = None) -> "Rows":
+        kept = slice(None) if alive_F is None else torch.from_numpy(alive_F)
+        return cls(coder.W_dec_FD.detach().cpu()[kept], coder.W_enc_FD.detach().cpu()[kept])
+
+    @classmethod
+    def random(cls, like: "Rows", seed: int) -> "Rows":
+        """As many random directions, read where they are written if that is one space."""
+        generator = torch.Generator().manual_seed(seed)
+        decoder_FD = torch.randn(like.decoder_FD.shape, generator=generator)
+        tied = like.decoder_FD.shape == like.encoder_FD.shape
+        other_FD = torch.randn(like.encoder_FD.shape, generator=generator)
+        return cls(decoder_FD, decoder_FD if tied else other_FD)
+
+    def __len__(self) -> int:
+        return len(self.decoder_FD)
+
+
 @torch.inference_mode()
-def stability(one: Coder, other: Coder) -> dict[str, Any]:
-    """{"shared", "decoder", "encoder", "mean_cosine", "latents", "method"} of two coders of a site.
+def firing(coder: Coder, sample: Sample) -> Bools:
+    """(F,) whether a latent fires on a sample: dead ones match nothing but by chance."""
+    device = coder.W_dec_FD.device
+    fires_F = torch.zeros(coder.d_sae, dtype=torch.bool, device=device)
+    for batch in sample.batches(str(coder.site), device):
+        _, latents_N, _ = coder.encode(batch.x_BD[batch.scored_B.to(device)]).ragged()
+        fires_F[latents_N] = True
+    return fires_F.cpu().numpy()
+
+
+@torch.inference_mode()
+def stability(
+    one: Coder, other: Coder, alive: tuple[Bools, Bools] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """{"shared", "decoder", "encoder", "mean_cosine", "control", "latents", "method"} of a pair.
 
     `shared` is the share of the narrower coder's latents; `decoder` and `encoder` the shares that
-    either matching alone gives; `mean_cosine` is of matched decoder rows. Dead latents count, and
-    match nothing but by chance. Raises `UserError` if the two do not read and write equal widths.
+    either matching alone gives; `mean_cosine` is of matched decoder rows; each {"value", "low",
+    "high"}, with latents resampled. `alive` (F,) says which latents of either count (default:
+    all). `control` has the same numbers, without intervals, of random dictionaries as large.
+    Raises `UserError` if the two do not read and write equal widths.
     """
     if one.W_enc_FD.shape[1] != other.W_enc_FD.shape[1] or one.d_out != other.d_out:
         raise UserError(
             f"Coders of widths {one.d_in} and {other.d_in} are not of one site; compare coders "
             "that read and write the same activations."
         )
-    narrow, wide = sorted((one, other), key=lambda coder: coder.d_sae)
-    found = {
-        "decoder": _matched(narrow.W_dec_FD, wide.W_dec_FD),
-        "encoder": _matched(narrow.W_enc_FD, wide.W_enc_FD),
-    }
-    alike = {name: cosine_F > SHARED for name, (_, cosine_F) in found.items()}
-    agreed = found["decoder"][0] == found["encoder"][0]
-    matched = found["decoder"][0] >= 0
-    cosines = found["decoder"][1][matched]
+    both = [Rows.of(c, a) for c, a in zip((one, other), alive or (None, None), strict=True)]
+    narrow, wide = sorted(both, key=len)
+    control = _control(
+        (len(narrow), len(wide)), narrow.decoder_FD.shape[1], narrow.encoder_FD.shape[1], seed
+    )
     return {
-        "shared": float((agreed & alike["decoder"] & alike["encoder"]).mean()),
-        "decoder": float(alike["decoder"].mean()),
-        "encoder": float(alike["encoder"].mean()),
-        "mean_cosine": float(cosines.mean()) if len(cosines) else 0.0,
-        "latents": narrow.d_sae,
-        "method": "hungarian" if _small(narrow.W_dec_FD, wide.W_dec_FD) else "mutual_nearest",
+        **_measured(narrow, wide, seed),
+        "control": control,
+        "latents": len(narrow),
+        "method": "hungarian" if _small(narrow.decoder_FD, wide.decoder_FD) else "mutual_nearest",
     }
+
+
+def _measured(narrow: Rows, wide: Rows, seed: int) -> dict[str, Entry]:
+    by_decoder = _matched(narrow.decoder_FD, wide.decoder_FD)
+    tied = narrow.encoder_FD is narrow.decoder_FD
+    by_encoder = by_decoder if tied else _matched(narrow.encoder_FD, wide.encoder_FD)
+    decoder_F, encoder_F = by_decoder[1] > SHARED, by_encoder[1] > SHARED
+    every_F = np.ones(len(narrow))
+    shares = {
+        "shared": (decoder_F & encoder_F & (by_decoder[0] == by_encoder[0]), every_F),
+        "decoder": (decoder_F, every_F),
+        "encoder": (encoder_F, every_F),
+        "mean_cosine": (by_decoder[1], by_decoder[0] >= 0),  # those that have no partner have 0
+    }
+    return {name: _over_latents(above, below, seed) for name, (above, below) in shares.items()}
+
+
+@lru_cache(maxsize=64)
+def _control(
+    sizes: tuple[int, int], d_out: int, d_in: int, seed: int
+) -> dict[str, float | int | None]:
+    """The same of random directions: what is matched by chance in so many dimensions."""
+    like = [Rows(torch.empty(size, d_out), torch.empty(size, d_in)) for size in sizes]
+    narrow, wide = (Rows.random(rows, seed + i) for i, rows in enumerate(like))
+    return {name: entry["value"] for name, entry in _measured(narrow, wide, seed).items()}
+
+
+def _over_latents(above_F: npt.NDArray[Any], below_F: npt.NDArray[Any], seed: int) -> Entry:
+    """Σ above / Σ below, with the interval of resampled latents (folded, to bound the table)."""
+    if not len(above_F):
+        return {"value": None, "low": None, "high": None}
+    unit_F = np.arange(len(above_F)) % UNITS
+    sums = [np.bincount(unit_F, values_F.astype(np.float64)) for values_F in (above_F, below_F)]
+    entry = estimate_ratio(sums[0], sums[1], len(above_F), seed)
+    return {key: entry[key] for key in ("value", "low", "high")}
 
 
 def _small(narrow_FD: Tensor, wide_FD: Tensor) -> bool:

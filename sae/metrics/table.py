@@ -1,4 +1,4 @@
-"""One row per coder under the column names of SAELens's and SAEBench's core evaluation.
+"""One row per coder under the column names of SAELens's evaluation (SAEBench's core has most).
 
 For tables that hold coders of several tools. What the columns mean there and here is in
 docs/metrics.md, "Against other tools": the ablation of `ce_loss_score` leaves position 0 alone.

@@ -30,7 +30,7 @@ def synthetic() -> ModuleType:
     return load_helper(TESTS / "features" / "synthetic.py")
 
 
-def evaluation(ev: float) -> dict:
+def evaluation(ev: float, weights: str) -> dict:
     metrics = {"ev": ev, "fvu": 1 - ev, "l0": 4.0, "alive": 0.975, "ce_recovered_mean": 0.987}
     controls = {"pca": 0.78, "random_dictionary": 0.21}
     return {
@@ -45,7 +45,7 @@ def evaluation(ev: float) -> dict:
         },
         "self_tests": {},
         "error_budget": {},
-        "provenance": {},
+        "provenance": {"coder": {"hash": weights}},
     }
 
 
@@ -55,7 +55,9 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType)
     run = tmp_path_factory.mktemp("runs") / "demo"
     synthetic.make_index(run / "features" / "hostile")
     (run / "evaluation").mkdir()
-    (run / "evaluation" / "hostile.json").write_text(json.dumps(evaluation(0.912)))
+    meta = json.loads((run / "features" / "hostile" / "index.json").read_text())
+    found = evaluation(0.912, meta["coder_hash"])
+    (run / "evaluation" / "hostile.json").write_text(json.dumps(found))
     return run
 
 

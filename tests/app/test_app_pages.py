@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import state
 from app.run_folder import ENVIRONMENT
+from sae.base.sums import seal
 from sae.features import FeatureIndex
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,6 +94,18 @@ def test_overview_shows_the_evaluation_with_its_interval(run: Path) -> None:
         "0.210",
     ]
     assert len(view(app, "gallery")["items"]) == 12
+
+
+def test_an_evaluation_of_other_weights_is_not_shown_as_this_coders(run: Path) -> None:
+    coder = run / "coders" / "hostile"
+    coder.mkdir(parents=True)
+    (coder / "sae_weights.safetensors").write_bytes(b"trained anew")
+    app = open_page()
+    assert "Explained variance" not in {metric.label for metric in app.metric}
+    assert "of another coder" in said(app)
+    assert f"sae evaluate {run}" in said(app)
+    seal(coder, ["sae_weights.safetensors"])
+    assert "of another coder" in said(open_page())
 
 
 def test_random_feature_opens_one_that_fires(run: Path) -> None:

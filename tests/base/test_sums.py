@@ -7,7 +7,7 @@ import pytest
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, partial_of, read_sealed_json, write_sealed_json
-from sae.base.sums import SUMS, problems_of, read_sums, require_intact, seal
+from sae.base.sums import SUMS, problems_of, read_sums, require_intact, seal, unseal
 
 
 @pytest.fixture
@@ -47,6 +47,17 @@ def test_every_truncation_is_found(folder: Path, name: str) -> None:
     for length in range(len(data)):
         (folder / name).write_bytes(data[:length])
         assert problems_of(folder), (name, length)
+
+
+def test_what_is_unsealed_is_gone_from_the_folder_and_the_sums(folder: Path) -> None:
+    (folder / "inner" / "extra").write_text("never sealed")
+    unseal(folder, ["inner/*"])
+    assert list(read_sums(folder)) == ["a.txt"]
+    assert list((folder / "inner").iterdir()) == []
+    (folder / "a.txt").unlink()
+    unseal(folder, ["a.txt", "nothing/*"])
+    assert problems_of(folder) == []
+    unseal(folder / "nowhere", ["*"])
 
 
 def test_missing_and_extra_files_are_named(folder: Path) -> None:

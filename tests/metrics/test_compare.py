@@ -75,6 +75,18 @@ def test_nothing_is_read_far_beyond_a_curve_or_off_a_single_coder() -> None:
     assert matched([point(32, 0.3)], 32) == entry(0.3, 0.001)
     assert matched([point(32, 0.3)], 32.5) is None
     assert matched([], 8) is None
+    assert matched([point(0, 0.3), point(20, 0.2)], 20) is None
+
+
+def test_coders_at_one_place_of_a_curve_are_averaged_not_chosen_from() -> None:
+    curve = [point(16, 0.4), point(32, 0.3), point(32, 0.1)]
+    assert matched(curve, 32) == {key: pytest.approx(v) for key, v in entry(0.2, 0.001).items()}
+    near = [point(16, 0.4), point(31.98, 0.3), point(31.99, 0.1)]
+    found = matched(near, 32)  # a line through the last two would point far below
+    assert found is not None
+    assert found["value"] == pytest.approx(0.2, abs=0.001)
+    odd = [point(32, 0.3), point(32, 0.1, None)]
+    assert matched(odd, 32) == {"value": pytest.approx(0.2), "low": None, "high": None}
 
 
 def test_an_error_that_is_not_positive_is_interpolated_as_it_is() -> None:
@@ -97,12 +109,19 @@ def test_levels_are_where_a_curve_can_be_read() -> None:
     assert levels([]) == []
 
 
-def evaluation(l0: float, fvu: float, site: str = "a", tokens: int = 1000) -> dict[str, Any]:
+def evaluation(
+    l0: float, fvu: float, site: str = "a", tokens: int = 1000, target: str | None = None
+) -> dict[str, Any]:
     metrics = {name: entry(fvu, 0.001) for name in ("fvu", "delta_ce", "ev", "kl", "alive")}
     return {
         "metrics": {**metrics, "l0": entry(l0, 0.0)},
         "provenance": {
-            "coder": {"site": site, "architecture": "topk", "d_sae": 64},
+            "coder": {
+                "site": site,
+                "target_site": target or site,  # as `provenance.describe_coder` says it
+                "architecture": "topk",
+                "d_sae": 64,
+            },
             "model": {"name": "m", "hash": "h"},
             "store": {"split": "heldout", "corpus": {"hash": "c"}},
             "tokens": tokens,
@@ -135,8 +154,20 @@ def test_seeds_are_averaged_and_kept_and_families_compared_at_equal_l0() -> None
     middle = matched_fvu["families"]["a"][1]
     assert middle["seeds"] == pytest.approx([0.2, 0.3])
     assert middle["value"] == pytest.approx(0.25)
+    assert (middle["reached"], middle["of"]) == (2, 2)
     assert matched_fvu["families"]["b"][0] is None
     assert matched_fvu["families"]["b"][1]["value"] == pytest.approx(0.3)
+
+
+def test_a_mean_says_how_many_of_the_seeds_it_rests_on(tmp_path: Path) -> None:
+    found = compare(
+        {"a": evaluation(16, 0.4), "a-s1": evaluation(16, 0.6), "a-s2": evaluation(40, 0.1)},
+        {"a": ("a", 0), "a-s1": ("a", 1), "a-s2": ("a", 2)},
+    )
+    (at_16,) = found["groups"][0]["matched"]["fvu"]["families"]["a"]
+    assert (at_16["value"], at_16["reached"], at_16["of"]) == (0.5, 2, 3)
+    text = write_comparison(found, tmp_path / "compare.html").read_text()
+    assert "2 of 3 seeds: 0.4000, 0.6000" in text
 
 
 def test_different_sites_and_texts_are_never_ranked_together() -> None:
@@ -145,13 +176,19 @@ def test_different_sites_and_texts_are_never_ranked_together() -> None:
             "one": evaluation(16, 0.4),
             "other site": evaluation(16, 0.1, site="b"),
             "other text": evaluation(16, 0.1, tokens=999),
+            "transcoder": evaluation(16, 0.1, target="b"),
+            "other target": evaluation(16, 0.05, target="c"),
+            "same target": evaluation(8, 0.2, target="c"),
         }
     )
     assert [list(group["coders"]) for group in found["groups"]] == [
         ["one"],
         ["other site"],
         ["other text"],
+        ["transcoder"],
+        ["other target", "same target"],
     ]
+    assert [group["target_site"] for group in found["groups"]] == ["a", "b", "a", "b", "c"]
     assert all(not group["behind"]["fvu"] for group in found["groups"])
 
 
@@ -190,3 +227,10 @@ def test_the_page_is_whole_and_says_what_the_json_says(tmp_path: Path) -> None:
     assert text.count("behind topk") == 2 * (len(evaluations) - len(best))
     assert text.count("at equal L0</h3>") == 4
     assert "L0 = 16" in text
+    assert "</code> to <code>" not in text
+
+
+def test_the_page_names_what_a_transcoder_predicts(tmp_path: Path) -> None:
+    found = compare({"t": evaluation(16, 0.4, site="in", target="out")})
+    text = write_comparison(found, tmp_path / "compare.html").read_text()
+    assert "<h2><code>in</code> to <code>out</code></h2>" in text

@@ -243,7 +243,7 @@ def test_every_control_through_the_whole_evaluation(
     for weak in ("random_dictionary", "shuffled_decoder", "train_rows"):
         assert ev[weak] < own
     write_json(tmp_path / "evaluation.json", found)
-    assert "coder of a random model" in write_report({"a": found}, tmp_path / "r.html").read_text()
+    assert "coder of a random model" in write_report("a", found, tmp_path / "a.html").read_text()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from sae.base.errors import UserError
 from sae.coders import make_coder
 from sae.lm import LanguageModel
-from sae.metrics import evaluate, write_report
+from sae.metrics import evaluate, write_report, write_report_index
 from sae.metrics.plots import count
 from sae.metrics.report import PARTS, interval, number
 from sae.store import ActivationStore
@@ -52,27 +52,29 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def read(evaluations: dict[str, Any], folder: Path) -> tuple[str, Page]:
-    text = write_report(evaluations, folder / "report.html").read_text()
-    page = Page()
+def read(evaluation: dict[str, Any], folder: Path, name: str = "topk") -> tuple[str, Page]:
+    return parsed(write_report(name, evaluation, folder / "page.html"))
+
+
+def parsed(path: Path) -> tuple[str, Page]:
+    text, page = path.read_text(), Page()
     page.feed(text)
     assert not page.open
     return text, page
 
 
 def test_one_coder(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    text, page = read({"topk": evaluation}, tmp_path)
+    text, page = read(evaluation, tmp_path)
     assert sum(tag == "figure" for tag, _ in page.seen) == FIGURES
     assert text.count("<figcaption>") == FIGURES  # each plot says how to read it
     for name in evaluation["metrics"]:
         assert f"<code>{name}</code>" in text
     assert number(evaluation["metrics"]["ev"]["value"]) in text
     assert interval(evaluation["metrics"]["ev"]) in text
-    assert "Side by side" not in text
 
 
 def test_the_error_budget_says_what_it_rests_on(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    text, _ = read({"topk": evaluation}, tmp_path)
+    text, _ = read(evaluation, tmp_path)
     details = evaluation["error_budget_details"]
     assert f"tokens of {details['units']} documents" in text
     assert f"silent for {count(details['silent']['tokens'])} tokens" in text
@@ -83,7 +85,7 @@ def test_the_error_budget_says_what_it_rests_on(evaluation: dict[str, Any], tmp_
 def test_every_lift_has_its_interval_and_its_tokens(
     evaluation: dict[str, Any], tmp_path: Path
 ) -> None:
-    text, _ = read({"topk": evaluation}, tmp_path)
+    text, _ = read(evaluation, tmp_path)
     said = evaluation["provenance"]
     of_losses = count(said["control_loss_tokens"])
     assert f"{count(said['control_tokens'])} for activations, {of_losses} for losses" in text
@@ -95,18 +97,31 @@ def test_every_lift_has_its_interval_and_its_tokens(
         )
 
 
-def test_several_coders_are_compared(evaluation: dict[str, Any], tmp_path: Path) -> None:
+def test_a_page_leads_to_those_of_the_coders(evaluation: dict[str, Any], tmp_path: Path) -> None:
     other = copy.deepcopy(evaluation)
-    other["metrics"]["l0"]["value"] *= 2
-    text, page = read({"narrow": evaluation, "wide": other}, tmp_path)
-    assert "Side by side" in text
-    assert sum(tag == "figure" for tag, _ in page.seen) == 2 + 2 * FIGURES
-    assert text.count("narrow") > 3
-    assert text.count("wide") > 3
+    other["provenance"]["coder"]["target_site"] = "elsewhere"
+    both = {"narrow": evaluation, "wide": other}
+    text, page = parsed(write_report_index(both, tmp_path / "report.html", "compare/c.html"))
+    links = [attributes["href"] for tag, attributes in page.seen if tag == "a"]
+    assert links == ["compare/c.html", "narrow.html", "wide.html"]
+    assert text.count("to <code>elsewhere</code>") == 1
+    assert number(evaluation["metrics"]["ev"]["value"]) in text
+    assert not {tag for tag, _ in page.seen} & {"script", "link", "iframe", "img"}
+
+
+def test_a_quick_page_names_the_command_of_the_whole(
+    evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    command = "sae evaluate runs/demo --full"
+    text = write_report("topk", evaluation, tmp_path / "a.html", command).read_text()
+    assert f"The whole: <code>{command}</code>" in text
+    whole = copy.deepcopy(evaluation)
+    whole["provenance"]["quick"] = False
+    assert "A quick evaluation" not in read(whole, tmp_path)[0]
 
 
 def test_nothing_is_loaded_from_elsewhere(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    text, page = read({"topk": evaluation}, tmp_path)
+    text, page = read(evaluation, tmp_path)
     tags = {tag for tag, _ in page.seen}
     assert not tags & {"script", "link", "iframe", "img"}
     assert "@import" not in text
@@ -119,7 +134,7 @@ def test_nothing_is_loaded_from_elsewhere(evaluation: dict[str, Any], tmp_path: 
 def test_figures_are_well_formed_and_take_the_pages_colours(
     evaluation: dict[str, Any], tmp_path: Path
 ) -> None:
-    text, _ = read({"topk": evaluation}, tmp_path)
+    text, _ = read(evaluation, tmp_path)
     figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     assert len(figures) == FIGURES
     for svg in figures:
@@ -131,7 +146,7 @@ def test_figures_are_well_formed_and_take_the_pages_colours(
 
 def test_names_are_text_not_markup(evaluation: dict[str, Any], tmp_path: Path) -> None:
     name = '<b onclick="x">$k_1$ & co'
-    text, page = read({name: evaluation}, tmp_path)
+    text, page = read(evaluation, tmp_path, name)
     assert "<b onclick" not in text
     assert not any("onclick" in attributes for _, attributes in page.seen)
     assert "&lt;b onclick" in text
@@ -145,15 +160,15 @@ def test_a_control_that_wins_is_marked(evaluation: dict[str, Any], tmp_path: Pat
         rung["undecided"] = []
     beaten["ladder"]["ev"].update(best="pca", won_by=["pca"])
     beaten["ladder"]["fvu"].update(best="raw_neurons", undecided=["raw_neurons"])
-    text, _ = read({"topk": beaten}, tmp_path)
+    text, _ = read(beaten, tmp_path)
     assert "PCA beats this coder on <code>ev</code> (red above): " in text
     assert text.count('<td class="r bad">') == 2  # the control's number, and the lift over it
     assert text.count('<td class="r good">') == len(beaten["ladder"]) - 2
     assert text.count("<td>raw neurons</td></tr>") == 1
     beaten["ladder"]["ev"]["by_value"] = ["pca"]
-    text, _ = read({"topk": beaten}, tmp_path)
+    text, _ = read(beaten, tmp_path)
     assert "(red above; by the values alone, for want of a paired interval)" in text
-    text, _ = read({"topk": best}, tmp_path)
+    text, _ = read(best, tmp_path)
     assert "beats this coder on" not in text
 
 
@@ -163,7 +178,7 @@ def test_controls_of_another_model_have_no_losses_to_show(
     other = copy.deepcopy(evaluation)
     raw = other["controls"]["raw_neurons"]
     other["controls"]["random_model"] = {k: raw[k] for k in ("ev", "fvu", "l0")}
-    text, _ = read({"topk": other}, tmp_path)
+    text, _ = read(other, tmp_path)
     assert "coder of a random model" in text
     assert "scikit-learn&#39;s dictionary, OMP: takes minutes to train" in text
 
@@ -178,16 +193,19 @@ def test_missing_values_are_said_not_hidden(evaluation: dict[str, Any], tmp_path
     del odd["metrics"]["kl_error_ratio"]
     for name in ("max_decoder_cosine", "random", "encoder_decoder"):
         del odd["histograms"][name]
-    text, _ = read({"a": odd, "b": odd}, tmp_path)
+    text = read(odd, tmp_path)[0]
+    text += write_report_index({"a": odd, "b": odd}, tmp_path / "report.html").read_text()
     assert "no interval" in text
     assert "NaN" not in text
 
 
 def test_nothing_to_report_is_refused(evaluation: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no evaluation"):
-        write_report({}, tmp_path / "r.html")
+        write_report_index({}, tmp_path / "r.html")
     with pytest.raises(UserError, match="schema"):
-        write_report({"x": {**evaluation, "schema": 2}}, tmp_path / "r.html")
+        write_report("x", {**evaluation, "schema": 2}, tmp_path / "r.html")
+    with pytest.raises(UserError, match="schema"):
+        write_report_index({"x": {**evaluation, "schema": 2}}, tmp_path / "r.html")
     assert not list(tmp_path.iterdir())
 
 

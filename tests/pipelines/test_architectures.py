@@ -53,7 +53,9 @@ def test_a_transcoder_says_what_it_predicts(run: Path) -> None:
         "blocks.0.hook_resid_mid",
         "blocks.0.mlp.hook_post",
     )
-    assert "linear map" in (run / "evaluation/report.html").read_text()
+    page = (run / "evaluation/skip.html").read_text()
+    assert "linear map" in page
+    assert "predicting <code>blocks.0.mlp.hook_post</code>" in page
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 """Which coders of a run are looked at for what they have in common; the settings of evaluation."""
 
+from pathlib import Path
+
+import pytest
+
 from pipelines.compare import pairs
 from pipelines.config import CoderConfig, EvaluateConfig
 from sae.metrics.evaluate import FULL, QUICK
+from tests.pipelines.command import sae
 
 
 def coder(name: str, **given: object) -> CoderConfig:
@@ -21,6 +26,7 @@ def test_pairs_differ_in_one_thing_alone() -> None:
     ]
     assert pairs(coders) == [
         ("s0", "s1", "seed"),
+        ("s0", "s2", "seed"),
         ("s1", "s2", "seed"),
         ("wide", "wide-s1", "seed"),
         ("s0", "wide", "width"),
@@ -34,3 +40,15 @@ def test_the_settings_say_the_budgets_that_there_are() -> None:
         said = str(EvaluateConfig.model_fields[name].description)
         assert f"default: {getattr(FULL, name):,}" in said
         assert f"quick {getattr(QUICK, name):,}" in said
+
+
+def test_controls_are_kept_by_the_code_that_fits_them(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Path] = []
+    for code in ("a", "b"):
+        monkeypatch.setattr("pipelines.evaluate.code_hash", lambda *_, code=code: code)
+        (copy / "evaluation" / "topk.json").unlink()
+        sae("evaluate", str(copy), "evaluate.controls=[frozen_decoder]")
+        kept = list((copy / "controls").iterdir())
+    assert len(kept) == 2

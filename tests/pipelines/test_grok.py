@@ -1,5 +1,6 @@
 """The training of the modular adder can be killed anywhere; what it writes can be loaded."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,17 @@ import pytest
 import torch
 from rich.console import Console
 
+from pipelines import addition
 from pipelines.addition import Recipe as CoderRecipe
 from pipelines.addition import print_report, train_coder
 from pipelines.grok import Recipe, asdict, build_model, train
 from pipelines.grok_card import export
-from sae.lm.modular_addition import load_modular_addition
+from pipelines.verify import verify
+from sae.base.files import sha256_file
+from sae.coders import coder_hash
+from sae.lm.modular_addition import WEIGHTS, addition_folder, load_modular_addition
 from sae.metrics.addition import addition_report
+from tests.damage import Damage
 
 
 def recipe(work: Path, epochs: int) -> Recipe:
@@ -56,6 +62,20 @@ def test_a_coder_of_the_embedded_adder_is_measured() -> None:
     console = Console(record=True, width=160)
     print_report(report, console)
     assert "Key frequencies and latents" in console.export_text()
+
+
+def test_the_report_says_what_it_is_of_and_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["addition", "--out", str(tmp_path), "--steps", "20"])
+    addition.main()
+    said = json.loads((tmp_path / "addition.json").read_text())["provenance"]
+    assert said["coder"]["hash"] == coder_hash(tmp_path / "coder")
+    assert said["model"]["hash"] == sha256_file(addition_folder() / WEIGHTS)
+    assert verify(tmp_path) == []
+    for name in ("addition.json", "coder/cfg.json"):
+        with Damage(tmp_path / name, "flip", 0.5):
+            assert [problem for problem in verify(tmp_path) if name in problem]
 
 
 @pytest.mark.slow

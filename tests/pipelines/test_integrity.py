@@ -37,6 +37,7 @@ def test_each_kind_of_damage_to_each_kind_of_file_is_found(copy: Path) -> None:
 
 def test_parts_are_verified_by_themselves(copy: Path) -> None:
     parts = ["activations.zarr", "coders/topk", "features/topk", "export", "export/topk.h5"]
+    parts += ["evaluation", "evaluation/topk.html", "evaluation/compare/comparison.json"]
     for part in parts:
         assert "sound" in sae("verify", str(copy / part))
     with Damage(copy / "export/topk.h5", "flip", 0.5):

@@ -1,12 +1,18 @@
 """Mechanisms and concepts of a trained coder, from the command to the file."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.cli import main as sae
+from pipelines.mechanisms import Subject, concepts, induction
+from pipelines.verify import verify
 from sae.base.files import read_json
+from sae.coders import coder_hash, load_coder
 from tests.conftest import tiny_settings
+from tests.damage import Damage
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,47 @@ def test_concepts_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     whole = report["probing"]["digits"]["whole"]
     assert whole["low"] > 0.6  # tokens are in the residual stream of any model, trained or not
     assert "digits" in capsys.readouterr().out
+    assert report["provenance"]["store"]["corpus"]
+    require_provenance(report, run)
+
+
+def require_provenance(report: dict[str, Any], run: Path) -> None:
+    """Of the form that an evaluation has: what was measured, of what model, how."""
+    said = report["provenance"]
+    assert said["coder"]["hash"] == coder_hash(run / "coders" / "topk")
+    coder = load_coder(run / "coders" / "topk")
+    assert said["model"]["hash"] == coder.metadata["loupe"]["model"]["hash"]
+    assert {"seed", "versions", "command", "created", "seconds"} <= set(said)
+
+
+def test_reports_are_sealed_and_go_with_their_coder(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    sae(["mechanisms", "induction", str(copy), "--sequences", "8"])
+    file = copy / "evaluation" / "mechanisms" / "topk.induction.json"
+    for part in (copy, copy / "evaluation", file):
+        assert verify(part) == []
+    with Damage(file, "flip", 0.5):
+        for part in (copy, copy / "evaluation", file):
+            assert [problem for problem in verify(part) if file.name in problem]
+    sae(["evaluate", str(copy)])
+    assert file.exists()  # it is of this coder
+    sae(["train", str(copy), "train.seed=9"])
+    sae(["evaluate", str(copy)])
+    assert not file.exists()
+    assert verify(copy) == []
+
+
+def test_progress_is_told_to_the_end(run: Path) -> None:
+    of, told = Subject.open(run, "topk"), dict[str, tuple[int, int]]()
+
+    def note(what: str, done: int, total: int) -> None:
+        assert done == told.get(what, (-1, 0))[0] + 1 or done == total
+        told[what] = (done, total)
+
+    concepts(of, 5000, 0, note)
+    induction(of, 8, 0, note)
+    assert {"concepts of the coder", "codes of the random_dictionary", "search"} <= set(told)
+    assert all(done == total for done, total in told.values()), told
 
 
 def test_a_random_model_has_no_induction_to_remove(run: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 from pipelines.config import RunConfig
 from sae.base.config import load_config
 from sae.lm.model import LanguageModel
+from sae.metrics.evaluate import FULL, QUICK
 from sae.store import ActivationStore
 from tests.pipelines.command import sae
 
@@ -29,6 +30,7 @@ def test_a_run_makes_everything(finished: Path) -> None:
         "coders/topk/sae_weights.safetensors",
         "coders/topk/training.jsonl",
         "evaluation/topk.json",
+        "evaluation/topk.html",
         "evaluation/report.html",
         "evaluation/compare/comparison.html",
         "features/topk/index.json",
@@ -137,17 +139,71 @@ def test_a_store_of_another_model_is_refused(finished: Path, tmp_path: Path) -> 
     assert "another model" in output
 
 
-def test_a_failed_self_test_publishes_no_report(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("retrained", [True, False])
+def test_a_failed_self_test_leaves_no_report(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retrained: bool
 ) -> None:
-    """The layer next to the right one is spliced: no numbers, one sentence, exit code 1."""
+    """The layer next to the right one is spliced: no numbers, one sentence, exit code 1.
+
+    Neither new ones nor old ones: a report says that all self-tests passed.
+    """
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
-    (copy / "evaluation" / "topk.json").unlink()
+    if retrained:
+        sae("train", str(copy), "train.seed=7")
     monkeypatch.setattr("sae.lm.model.LanguageModel.capture", _wrong_layer(LanguageModel.capture))
-    output = sae("evaluate", str(copy), f"folder={copy}", code=1)
+    output = sae("evaluate", str(copy), "evaluate.seed=5", code=1)
     assert output.splitlines()[-1].startswith("sae: ")
-    assert not (copy / "evaluation" / "topk.json").exists()
+    left = [path.name for path in (copy / "evaluation").rglob("*") if path.is_file()]
+    assert left == ["SHA256SUMS"]
+    assert "sound" in sae("verify", str(copy))
+    monkeypatch.undo()
+    sae("run", str(copy))
+    assert (copy / "evaluation" / "report.html").exists()
+    assert "sound" in sae("verify", str(copy))
+
+
+def test_refused_settings_leave_the_evaluation_that_is_there(copy: Path) -> None:
+    before = {p: p.read_bytes() for p in (copy / "evaluation").rglob("*.*") if p.is_file()}
+    sae("evaluate", str(copy), "evaluate.controls=[pac]", code=2)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_quick_and_whole_evaluations_take_each_others_place(copy: Path) -> None:
+    """The run was evaluated quickly, on token counts of its own."""
+
+    def budget() -> tuple[bool, int, int]:
+        said = json.loads((copy / "evaluation" / "topk.json").read_text())["provenance"]
+        return said["quick"], said["budget"]["tokens"], said["budget"]["loss_tokens"]
+
+    assert budget() == (True, 1500, 1500)
+    whole = f"sae evaluate {copy} --full"
+    assert whole in (copy / "evaluation" / "topk.html").read_text()
+    for again in ([], ["--quick"]):
+        output = sae("evaluate", str(copy), *again)
+        assert "up to date" in output
+        assert whole in output
+    sae("evaluate", str(copy), "--full", "evaluate.controls=[pca]")
+    assert budget() == (False, FULL.tokens, FULL.loss_tokens)
+    assert whole not in (copy / "evaluation" / "topk.html").read_text()
+    assert "--full" not in sae("evaluate", str(copy))
+    sae("evaluate", str(copy), "--quick", "evaluate.tokens=700")
+    assert budget() == (True, 700, QUICK.loss_tokens)
+
+
+def test_the_report_is_made_anew_with_an_evaluation_that_was_lost(copy: Path) -> None:
+    """Nothing that decides it has changed, but it goes when the coder is evaluated."""
+    (copy / "evaluation" / "topk.json").unlink()
+    sae("evaluate", str(copy))
+    assert (copy / "evaluation" / "report.html").exists()
+    assert "sound" in sae("verify", str(copy))
+
+
+def test_an_evaluation_of_other_weights_is_not_compared(copy: Path) -> None:
+    sae("train", str(copy), "train.seed=7")
+    output = sae("run", str(copy), "--only", "compare", "--from", "compare", code=2)
+    assert "is the evaluation of other weights" in output
+    assert f"sae evaluate {copy}" in output
 
 
 def _wrong_layer(capture):

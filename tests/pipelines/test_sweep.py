@@ -34,6 +34,29 @@ def test_a_grid_is_every_combination() -> None:
     assert {family_name(c) for c in found} == {"topk-8x", "topk-16x"}
 
 
+def test_a_family_differs_in_sparsity_and_seed_alone() -> None:
+    """Another bandwidth is another coder, and no point of the same curve."""
+    found = config(
+        sweep={
+            "architecture": ["jumprelu", "switch", "matching_pursuit"],
+            "target_l0": [16, 32],
+            "bandwidth": [0.1, 0.2],
+            "k": [16, 32],
+            "experts": [4, 8],
+            "max_iterations": [16, 32],
+            "seed": [0, 1],
+        }
+    ).train.coders
+    assert len({c.name for c in found}) == len(found) == 20
+    assert {family_name(c) for c in found} == {
+        "jumprelu-16x-bandwidth0.1",
+        "jumprelu-16x-bandwidth0.2",
+        "switch-16x-experts4",
+        "switch-16x-experts8",
+        "matching_pursuit-16x",
+    }
+
+
 def test_an_architecture_takes_the_hyperparameters_that_it_has() -> None:
     assert names(architecture=["topk", "relu"], k=[16, 32], l1=[5, 0.5]) == [
         "topk-16x-k16",
@@ -85,6 +108,7 @@ def test_a_sweep_joins_the_list_and_its_own_coders_are_not_doubled() -> None:
             "called `topk-16x-k16` and differ",
         ),
         ({"coders": []}, "at least one coder"),
+        ({"coders": [{"name": "Report", "k": 4}]}, "cannot be called `Report`"),
     ],
 )
 def test_mistakes_get_a_sentence(train: dict[str, Any], message: str) -> None:
@@ -129,6 +153,10 @@ def test_the_front_of_a_sweep_is_on_disk(swept: Path) -> None:
     for error in ("fvu", "delta_ce"):
         assert sorted([*group["fronts"][error], *group["behind"][error]]) == sorted(wanted)
     assert "topk-4x-k6" in (swept / "evaluation" / "compare" / "comparison.html").read_text()
+    report = (swept / "evaluation" / "report.html").read_text()
+    for name in wanted:  # a page for each, and one that leads to them
+        assert f'href="{name}.html"' in report
+        assert f"Evaluation of {name}" in (swept / "evaluation" / f"{name}.html").read_text()
     assert "up to date" in sae("evaluate", str(swept))
 
 

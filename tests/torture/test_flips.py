@@ -102,7 +102,7 @@ def matters(kind: str, damage: Damage) -> bool:
     """Whether what `read` reads is damaged: not a log, a report, or a file that nobody knows."""
     if damage.how == "extra" or damage.path.name == "run.yaml" or kind == "export":
         return False
-    unread = ("training.jsonl", "report.html", "compare", "tensorboard")
+    unread = ("training.jsonl", "topk.html", "report.html", "compare", "tensorboard")
     return not any(part in damage.path.parts for part in unread)
 
 

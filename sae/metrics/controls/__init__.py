@@ -42,7 +42,7 @@ CONTROLS: dict[str, Fit] = UNTRAINED | FITTED | TRAINED | OF_TWO_SITES
 NAMES = (*CONTROLS, RANDOM_MODEL)  # all that can be asked for
 
 NMF = "nmf"
-NEEDS_TRAINING = "takes minutes to train; `sae evaluate` without `quick` includes it"
+NEEDS_TRAINING = "takes minutes to train; `sae evaluate RUN --full` includes it"
 LEFT_OUT = {NMF: "non-negative factorisation needs activations that are never negative"}
 ONE_SITE = "it reconstructs what it reads, and predicts nothing of another site"
 NO_TRAINING = (

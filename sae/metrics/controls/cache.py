@@ -12,14 +12,16 @@ from sae.base.files import atomic_write, sha256_json
 from sae.coders import Coder, load_coder, save_coder
 from sae.coders.folder import CONFIG
 
-VERSION = 1  # of how controls are fitted: a change of it makes all that is kept stale
-
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder, or nothing: then every fit is done anew. `key` is whatever JSON can hold."""
+    """A folder, or nothing: then every fit is done anew. `key` is whatever JSON can hold.
+
+    `code` names the code that fits (a hash of it): what other code has fitted is not taken.
+    """
 
     folder: Path | None = None
+    code: str = ""
 
     def tensors(
         self, name: str, key: Any, make: Callable[[], Mapping[str, Tensor]]
@@ -50,4 +52,4 @@ class Cache:
     def _path(self, name: str, key: Any, suffix: str = "") -> Path | None:
         if self.folder is None:
             return None
-        return self.folder / f"{name}-{sha256_json([VERSION, name, key])[:16]}{suffix}"
+        return self.folder / f"{name}-{sha256_json([self.code, name, key])[:16]}{suffix}"

@@ -1,0 +1,68 @@
+"""What lies in `evaluation/` of a run, of which coder it is, and when it must go.
+
+Numbers of a coder that is no longer there look like those of the one that is. So what is of other
+weights goes before a coder is evaluated, and what is of the same ones when a self-test fails.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.config import RunConfig
+from sae.base.errors import UserError
+from sae.base.files import read_json
+from sae.base.sums import require_intact, unseal
+
+OF_ALL = ("report.html", "compare/*")  # what is made of the evaluations of all coders
+MECHANISMS = ("induction", "concepts", "probes")
+
+
+def folder_of(config: RunConfig) -> Path:
+    return config.folder / "evaluation"
+
+
+def files_of(name: str) -> list[str]:
+    """What the evaluation of one coder writes."""
+    return [f"{name}.json", f"{name}.html"]
+
+
+def mechanism_of(name: str, what: str) -> str:
+    """What `sae mechanisms` writes of one coder."""
+    return f"mechanisms/{name}.{what}.json"
+
+
+def withdraw(config: RunConfig, name: str) -> None:
+    """Removes the evaluation of a coder, and what was made of it and others."""
+    unseal(folder_of(config), [*files_of(name), *OF_ALL])
+
+
+def withdraw_others(config: RunConfig, name: str, weights: str) -> None:
+    """Removes what was measured on other weights than these (their hash), under the same name."""
+    folder = folder_of(config)
+    path = folder / f"{name}.json"
+    if path.exists() and weights_of(path) != weights:
+        withdraw(config, name)
+    known = [file for what in MECHANISMS if (folder / (file := mechanism_of(name, what))).exists()]
+    unseal(folder, [file for file in known if weights_of(folder / file) != weights])
+
+
+def weights_of(path: Path) -> str | None:
+    """Hash of the weights that a result is of; None where the file does not say."""
+    try:
+        return read_json(path)["provenance"]["coder"]["hash"]
+    except (UserError, KeyError, TypeError):  # damaged, or of another form
+        return None
+
+
+def require_current(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises `UserError` unless each evaluation is as it was written, and of the coder there is."""
+    from sae.coders import coder_hash  # it loads torch, which the plan of a run does without
+
+    folder = folder_of(config)
+    require_intact(folder, [f"{name}.json" for name in names])
+    for name in names:
+        if weights_of(folder / f"{name}.json") != coder_hash(config.coder_folder(name)):
+            raise UserError(
+                f"{folder / name}.json is the evaluation of other weights than "
+                f"{config.coder_folder(name)} holds; run `sae evaluate {config.folder}` to "
+                "measure these."
+            )
