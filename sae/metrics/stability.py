@@ -7,6 +7,7 @@ sum of cosines (Hungarian method); of dictionaries too wide for that, latents ma
 other's nearest.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,28 +34,59 @@ def stability(one: Coder, other: Coder) -> dict[str, Any]:
     either matching alone gives; `mean_cosine` is of matched decoder rows. Dead latents count, and
     match nothing but by chance. Raises `UserError` if the two do not read and write equal widths.
     """
-    if one.W_enc_FD.shape[1] != other.W_enc_FD.shape[1] or one.d_out != other.d_out:
-        raise UserError(
-            f"Coders of widths {one.d_in} and {other.d_in} are not of one site; compare coders "
-            "that read and write the same activations."
-        )
     narrow, wide = sorted((one, other), key=lambda coder: coder.d_sae)
-    found = {
-        "decoder": _matched(narrow.W_dec_FD, wide.W_dec_FD),
-        "encoder": _matched(narrow.W_enc_FD, wide.W_enc_FD),
-    }
+    found = _matches(narrow, wide)
     alike = {name: cosine_F > SHARED for name, (_, cosine_F) in found.items()}
-    agreed = found["decoder"][0] == found["encoder"][0]
     matched = found["decoder"][0] >= 0
     cosines = found["decoder"][1][matched]
     return {
-        "shared": float((agreed & alike["decoder"] & alike["encoder"]).mean()),
+        "shared": float(_shared(found).mean()),
         "decoder": float(alike["decoder"].mean()),
         "encoder": float(alike["encoder"].mean()),
         "mean_cosine": float(cosines.mean()) if len(cosines) else 0.0,
         "latents": narrow.d_sae,
         "method": "hungarian" if _small(narrow.W_dec_FD, wide.W_dec_FD) else "mutual_nearest",
     }
+
+
+@torch.inference_mode()
+def replication(coder: Coder, others: Sequence[Coder]) -> dict[str, npt.NDArray[np.float64]]:
+    """Which latents of a coder other seeds have too: {"shared", "decoder", "encoder"}, (F,) each.
+
+    `shared` is the share of the others that have the latent, as `stability` defines it; `decoder`
+    and `encoder` the cosine with the latent that either matching gives it (0: none), averaged over
+    the others. Raises `UserError` for a coder of another width.
+    """
+    found = []
+    for other in others:
+        if other.d_sae != coder.d_sae:
+            raise UserError(
+                f"A coder of {other.d_sae} latents is no other seed of one of {coder.d_sae}; "
+                "compare coders that differ in their seed alone."
+            )
+        matches = _matches(coder, other)
+        found.append([_shared(matches), *(cosine_F for _, cosine_F in matches.values())])
+    mean_3F = np.mean(np.asarray(found, np.float64), axis=0)
+    return dict(zip(("shared", "decoder", "encoder"), mean_3F, strict=True))
+
+
+def _matches(narrow: Coder, wide: Coder) -> dict[str, tuple[Ints, npt.NDArray[np.float64]]]:
+    """{"decoder", "encoder"}: partner and cosine of each latent of the narrower."""
+    if narrow.W_enc_FD.shape[1] != wide.W_enc_FD.shape[1] or narrow.d_out != wide.d_out:
+        raise UserError(
+            f"Coders of widths {narrow.d_in} and {wide.d_in} are not of one site; compare coders "
+            "that read and write the same activations."
+        )
+    return {
+        "decoder": _matched(narrow.W_dec_FD, wide.W_dec_FD),
+        "encoder": _matched(narrow.W_enc_FD, wide.W_enc_FD),
+    }
+
+
+def _shared(matches: dict[str, tuple[Ints, npt.NDArray[np.float64]]]) -> npt.NDArray[np.bool_]:
+    """Whether both matchings name the same partner, with both cosines above `SHARED`."""
+    (by_decoder_F, decoder_F), (by_encoder_F, encoder_F) = matches["decoder"], matches["encoder"]
+    return (by_decoder_F == by_encoder_F) & (decoder_F > SHARED) & (encoder_F > SHARED)
 
 
 def _small(narrow_FD: Tensor, wide_FD: Tensor) -> bool:
