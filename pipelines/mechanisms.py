@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sae.base.files import write_json
+from sae.base.sums import seal
 from sae.coders import Coder, load_coder
 from sae.features.tokenizer_bytes import vocabulary_of
 from sae.lm import LanguageModel, load_lm
@@ -154,6 +155,8 @@ def report(
     else:
         found = concepts(run, coder, tokens, seed)
         print_concepts(found, console)
-    out = out or run / "evaluation" / "mechanisms" / f"{coder}.{what}.json"
-    write_json(out, found)
-    console.print(f"{out} in {time.perf_counter() - began:.1f} s")
+    name = f"mechanisms/{coder}.{what}.json"
+    path = write_json(out or run / "evaluation" / name, found)
+    if out is None:
+        seal(run / "evaluation", [name])
+    console.print(f"{path} in {time.perf_counter() - began:.1f} s")

@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.cli import main as sae
 from sae.base.files import read_json
+from sae.base.sums import problems_of
 from tests.conftest import tiny_settings
 
 
@@ -27,6 +28,7 @@ def test_concepts_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     whole = report["probing"]["digits"]["whole"]
     assert whole["low"] > 0.6  # tokens are in the residual stream of any model, trained or not
     assert "digits" in capsys.readouterr().out
+    assert problems_of(run / "evaluation") == []
 
 
 def test_a_random_model_has_no_induction_to_remove(run: Path) -> None:
