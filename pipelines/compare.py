@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipelines.alike import SEED, alike
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from pipelines.sweep import SIZES, family_name
-from sae.base.files import read_json, sha256_json, write_json, write_text
+from sae.base.files import read_json, write_json, write_text
 from sae.base.sums import require_intact
 from sae.coders import load_coder
 from sae.metrics.compare import compare
@@ -17,7 +18,7 @@ from sae.metrics.report import write_comparison, write_report
 from sae.metrics.stability import stability
 from sae.metrics.table import core_table
 
-DIFFER = {"seed": ("seed",), "width": SIZES}  # the keys in which the two coders of a pair differ
+DIFFER = {"seed": SEED, "width": SIZES}  # the keys in which the two coders of a pair differ
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -41,11 +42,7 @@ def pairs(coders: Sequence[CoderConfig]) -> list[tuple[str, str, str]]:
     """(a, b, what they differ in): neighbours among coders that are alike in all else."""
     found = []
     for what, keys in DIFFER.items():
-        alike: dict[str, list[CoderConfig]] = {}
-        for coder in coders:
-            key = sha256_json(coder.model_dump(mode="json", exclude={"name", *keys}))
-            alike.setdefault(key, []).append(coder)
-        for group in alike.values():
+        for group in alike(coders, keys):
             ordered = sorted(group, key=lambda c: [getattr(c, key) or 0 for key in keys])
             found += [(a.name, b.name, what) for a, b in pairwise(ordered)]
     return found

@@ -8,11 +8,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipelines.alike import other_seeds
 from pipelines.config import RunConfig
 from pipelines.manifest import CODE, Manifest, code_hash
 from pipelines.progress import console, listed
@@ -21,6 +23,7 @@ from sae.base.files import sha256_file, sha256_json, sha256_tree, write_text
 from sae.base.locks import Lock
 from sae.base.sums import seal
 from sae.corpus import open_corpus
+from sae.features.layout import SCORECARD
 
 Facts = dict[str, Any]
 
@@ -45,12 +48,16 @@ class Stage:
     seals: Callable[[RunConfig, str | None], tuple[Path, list[str]]] | None = None
     anew: Callable[[RunConfig], None] | None = None
     recorded: Callable[[RunConfig], None] | None = None
+    undoes: tuple[str, ...] = ()  # stages whose outputs go with the old ones of this
 
 
-def _harvest(config: RunConfig, _coders: Sequence[str]) -> Facts:
-    from pipelines import harvest
+def _runs(stage: str) -> Callable[[RunConfig, Sequence[str]], Facts]:
+    """`run` of the stage's module, which is imported only then: of the run, or of one coder."""
 
-    return harvest.run(config)
+    def run(config: RunConfig, coders: Sequence[str]) -> Facts:
+        return import_module(f"pipelines.{stage}").run(config, *coders[:1])
+
+    return run
 
 
 def _train(config: RunConfig, coders: Sequence[str]) -> Facts:
@@ -65,30 +72,6 @@ def _forget_checkpoints(config: RunConfig) -> None:
     remove_checkpoints(config.folder / "coders")
 
 
-def _evaluate(config: RunConfig, coders: Sequence[str]) -> Facts:
-    from pipelines import evaluate
-
-    return evaluate.run(config, coders[0])
-
-
-def _compare(config: RunConfig, _coders: Sequence[str]) -> Facts:
-    from pipelines import compare
-
-    return compare.run(config)
-
-
-def _index(config: RunConfig, coders: Sequence[str]) -> Facts:
-    from pipelines import index
-
-    return index.run(config, coders[0])
-
-
-def _export(config: RunConfig, coders: Sequence[str]) -> Facts:
-    from pipelines import export
-
-    return export.run(config, coders[0])
-
-
 def _harvest_settings(config: RunConfig, _coder: str | None) -> Any:
     source = open_corpus(config.corpus.source, config.corpus.column).description
     parts = [config.corpus, config.harvest.model_copy(update={"batch": 1}), config.model]
@@ -100,6 +83,11 @@ def _train_settings(config: RunConfig, name: str | None) -> Any:
     return config.train.recipe, coder.model_dump(), config.site_of(coder)
 
 
+def _scorecard_settings(config: RunConfig, name: str | None) -> Any:
+    others = other_seeds(config.train.coders, name or "")
+    return config.scorecard.model_dump(), [_train_settings(config, o.name) for o in others]
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -108,7 +96,7 @@ STAGES: dict[str, Stage] = {
             reads=(),
             settings=_harvest_settings,
             outputs=lambda c, _: [c.store],
-            run=_harvest,
+            run=_runs("harvest"),
             per_coder=False,
             anew=lambda c: shutil.rmtree(c.store, ignore_errors=True),
         ),
@@ -127,7 +115,7 @@ STAGES: dict[str, Stage] = {
             reads=("harvest", "train"),
             settings=lambda c, _: c.evaluate.model_dump(),
             outputs=lambda c, n: [c.folder / "evaluation" / f"{n}.json"],
-            run=_evaluate,
+            run=_runs("evaluate"),
             seals=lambda c, n: (c.folder / "evaluation", [f"{n}.json"]),
         ),
         Stage(
@@ -138,7 +126,7 @@ STAGES: dict[str, Stage] = {
                 c.folder / "evaluation" / "report.html",
                 c.folder / "evaluation" / "compare" / "comparison.json",
             ],
-            run=_compare,
+            run=_runs("compare"),
             per_coder=False,
             part_of="evaluate",
             seals=lambda c, _: (c.folder / "evaluation", ["report.html", "compare/*"]),
@@ -148,14 +136,23 @@ STAGES: dict[str, Stage] = {
             reads=("harvest", "train"),
             settings=lambda c, _: c.index.model_dump(),
             outputs=lambda c, n: [c.folder / "features" / str(n) / "index.json"],
-            run=_index,
+            run=_runs("index"),
+            undoes=("scorecard",),  # which lies in the index
+        ),
+        Stage(
+            "scorecard",
+            reads=("train", "index"),
+            settings=_scorecard_settings,
+            outputs=lambda c, n: [c.folder / "features" / str(n) / SCORECARD],
+            run=_runs("scorecard"),
+            seals=lambda c, n: (c.folder / "features" / str(n), [SCORECARD]),
         ),
         Stage(
             "export",
             reads=("index",),
             settings=lambda c, _: c.export.model_dump(),
             outputs=lambda c, n: [c.folder / "export" / f"{n}.h5"],
-            run=_export,
+            run=_runs("export"),
             seals=lambda c, n: (c.folder / "export", [f"{n}.h5"]),
         ),
     )
@@ -247,7 +244,8 @@ def _run_stage(
     """One call of a stage, for the coders that it does together."""
     items = {_item(stage, coder): coder for coder in coders}
     forced = any(manifest.is_current(i, fingerprints.of(stage, c)) for i, c in items.items())
-    manifest.forget(list(items))
+    undone = [_item(STAGES[name], coder) for name in stage.undoes for coder in coders]
+    manifest.forget([*items, *undone])
     if forced and stage.anew:
         stage.anew(config)
     names = [coder for coder in coders if coder]

@@ -61,6 +61,16 @@ def seal(folder: Path | str, patterns: Iterable[str]) -> None:
         write_sums(folder, {**known, **found})
 
 
+def unseal(folder: Path | str, name: str) -> None:
+    """Removes a file and its line, before it is made anew: a kill leaves none, not a wrong one."""
+    folder = Path(folder)
+    with Lock(folder / f".{SUMS}.lock", f"{folder / SUMS}", wait=True):
+        known = read_sums(folder) if (folder / SUMS).exists() else {}
+        if known.pop(name, None) is not None:
+            write_sums(folder, known)
+        (folder / name).unlink(missing_ok=True)
+
+
 def problems_of(folder: Path | str, ignored: Iterable[str] = ()) -> list[str]:
     """A sentence for each file that is missing, differs, or is new; empty if all is as written.
 
