@@ -16,16 +16,22 @@ from app import state
 from app.run_folder import WEIGHTS, Run
 from sae.features import FeatureIndex, gallery, select
 from sae.features import layout as index_files
+from sae.features.scorecard import scored_view
 
 SORTS = {
     "id": "Number",
     "label": "Label",
     "label_score": "Score",
+    "specificity": "Specificity",
+    "sensitivity": "Sensitivity",
     "density": "Density",
     "max": "Max",
     "mean": "Mean",
     "top_token": "Top token",
     "promoted_logit": "Top promoted logit",
+    "seed_replicated": "Found by other seeds",
+    "ablation_kl": "Ablation KL",
+    "ablation_delta_ce": "Ablation ΔCE",
 }
 
 Row = dict[str, Any]
@@ -43,10 +49,15 @@ class Here:
     @property
     def stamps(self) -> tuple[str, int, int]:
         folder = self.index.folder
-        return str(folder), _stamp(folder / index_files.META), _notes_stamp(folder)
+        return str(folder), _index_stamp(folder), _notes_stamp(folder)
+
+    @property
+    def has_scorecard(self) -> bool:
+        """Whether the table has the columns that `sae scorecard` measures."""
+        return (self.index.folder / index_files.SCORECARD).is_file()
 
     def table(self) -> pd.DataFrame:
-        """`FeatureIndex.view()` with what the pages sort by."""
+        """`scored_view` of the index with what the pages sort by."""
         return _table(*self.stamps)
 
     def row(self, feature: int) -> Row:
@@ -71,6 +82,11 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
+def _index_stamp(folder: Path) -> int:
+    """Of the index and of the scorecard, which is made after it."""
+    return max(_stamp(folder / index_files.META), _stamp(folder / index_files.SCORECARD))
+
+
 def _notes_stamp(folder: Path) -> int:
     notes = folder / index_files.NOTES
     return max(_stamp(notes), _stamp(notes.with_name(notes.name + "-wal")))
@@ -78,7 +94,7 @@ def _notes_stamp(folder: Path) -> int:
 
 def open_index(run: Run, coder: str) -> FeatureIndex:
     folder = run.index(coder)
-    return _index(str(folder), _stamp(folder / index_files.META))
+    return _index(str(folder), _index_stamp(folder))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -103,7 +119,7 @@ def _tops(folder: str, stamp: int) -> dict[str, np.ndarray]:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _table(folder: str, stamp: int, notes: int) -> pd.DataFrame:
-    return _index(folder, stamp).view().assign(**_tops(folder, stamp))
+    return scored_view(_index(folder, stamp)).assign(**_tops(folder, stamp))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -129,7 +145,7 @@ def _matches(
         ids = np.asarray(select(_index(folder, stamp), expression), dtype=np.int64)
     else:
         ids = np.arange(len(table))
-    if sort == "id":
+    if sort == "id" or sort not in table:  # of a scorecard that is not there
         return ids[::-1] if down else ids
     ordered = table.iloc[ids].sort_values(sort, ascending=not down, kind="stable")
     return ordered["id"].to_numpy()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import charts, component, data, feature_header, figures, pagekit, payload, state
+from app import charts, component, data, feature_header, figures, pagekit, payload, scorecard, state
 from app.visible import pieces
 
 ENRICHED = 10
@@ -20,6 +20,7 @@ def draw(here: data.Here, feature: int, row: data.Row) -> None:
     """All panels, top to bottom."""
     statistics(row)
     if row["count"]:
+        scorecard.panel(here, row)
         activations(here, feature)
     logits(here, feature, row)
     if row["count"]:

@@ -20,6 +20,7 @@ STAGE_HELP = {
     "train": "Train the coders on the stored activations.",
     "evaluate": "Measure the coders on held-out text.",
     "index": "Build the feature index that the browser reads.",
+    "scorecard": "Measure each feature: does another seed have it, what does the model lose by it.",
     "export": "Write each feature dictionary to one HDF5 file.",
 }
 EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True}

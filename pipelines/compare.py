@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
+from pipelines.alike import SEED, alike
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from pipelines.results import folder_of, require_current
 from pipelines.sweep import SIZES, family_name
-from sae.base.files import read_json, sha256_json, write_json, write_text
+from sae.base.files import read_json, write_json, write_text
 from sae.coders import load_coder
 from sae.metrics.compare import compare
 from sae.metrics.report import write_comparison, write_report_index
@@ -19,7 +20,7 @@ from sae.metrics.stability import firing, stability
 from sae.metrics.table import core_table
 from sae.store import ActivationStore
 
-DIFFER = {"seed": ("seed",), "width": SIZES}  # the keys in which the two coders of a pair differ
+DIFFER = {"seed": SEED, "width": SIZES}  # the keys in which the two coders of a pair differ
 ALIVE_TOKENS = 131_072  # held-out tokens on which a latent must fire to be matched
 
 
@@ -45,11 +46,7 @@ def pairs(coders: Sequence[CoderConfig]) -> list[tuple[str, str, str]]:
     """
     found = []
     for what, keys in DIFFER.items():
-        alike: dict[str, list[CoderConfig]] = {}
-        for coder in coders:
-            key = sha256_json(coder.model_dump(mode="json", exclude={"name", *keys}))
-            alike.setdefault(key, []).append(coder)
-        for group in alike.values():
+        for group in alike(coders, keys):
             ordered = sorted(group, key=lambda c: [getattr(c, key) or 0 for key in keys])
             chosen = combinations(ordered, 2) if what == "seed" else pairwise(ordered)
             found += [(a.name, b.name, what) for a, b in chosen]

@@ -243,6 +243,13 @@ class IndexConfig(Section):
     tokens: Count = Field(default=1_500_000, description="tokens whose activations are indexed")
 
 
+class ScorecardConfig(Section):
+    tokens: Count = Field(
+        default=32_768, description="firings at which a feature is taken out, over all features"
+    )
+    seed: int = Field(default=0, description="of the choice among a feature's firings")
+
+
 class ExportConfig(Section):
     format: str = Field(default="hdf5", pattern="^hdf5$", description="hdf5")
     features: str | None = Field(
@@ -260,6 +267,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     index: IndexConfig = IndexConfig()
+    scorecard: ScorecardConfig = ScorecardConfig()
     export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")

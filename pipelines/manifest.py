@@ -23,8 +23,9 @@ CODE = {
     "harvest": ("pipelines.harvest", "sae.corpus", "sae.lm", "sae.store"),
     "train": ("pipelines.train", "sae.kernels", "sae.coders", "sae.training"),
     "evaluate": ("pipelines.evaluate", "sae.metrics"),
-    "compare": ("pipelines.compare", "pipelines.sweep", "sae.metrics"),
+    "compare": ("pipelines.compare", "pipelines.alike", "pipelines.sweep", "sae.metrics"),
     "index": ("pipelines.index", "sae.features"),
+    "scorecard": ("pipelines.scorecard", "pipelines.alike", "sae.metrics"),
     "export": ("pipelines.export", "sae.io"),
 }
 """The source that decides what each stage makes."""

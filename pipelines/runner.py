@@ -106,7 +106,9 @@ def _run_stage(
     items = {stage.item(coder): coder for coder in coders}
     forced = any(manifest.is_current(i, fingerprints.of(stage, c)) for i, c in items.items())
     parts = [part for part in STAGES.values() if part.part_of == stage.name]
-    manifest.forget([*items, *(p.item(coder) for p in parts for coder in p.coders(config))])
+    undone = [STAGES[name].item(coder) for name in stage.undoes for coder in coders]
+    of_parts = [part.item(coder) for part in parts for coder in part.coders(config)]
+    manifest.forget([*items, *of_parts, *undone])
     if forced and stage.anew:
         stage.anew(config)
     names = [coder for coder in coders if coder]

@@ -7,13 +7,16 @@ are not up to date.
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipelines.alike import other_seeds
 from pipelines.config import RunConfig
 from pipelines.results import OF_ALL, files_of, folder_of
 from sae.base.files import sha256_tree
 from sae.corpus import open_corpus
+from sae.features.layout import SCORECARD
 
 Facts = dict[str, Any]
 
@@ -38,6 +41,7 @@ class Stage:
     seals: Callable[[RunConfig, str | None], tuple[Path, list[str]]] | None = None
     anew: Callable[[RunConfig], None] | None = None
     recorded: Callable[[RunConfig], None] | None = None
+    undoes: tuple[str, ...] = ()  # stages whose outputs go with the old ones of this
 
     def coders(self, config: RunConfig) -> list[str | None]:
         """The coders for which it has items of their own; None stands for all of them."""
@@ -47,10 +51,13 @@ class Stage:
         return self.name if coder is None else f"{self.name}/{coder}"
 
 
-def _harvest(config: RunConfig, _coders: Sequence[str]) -> Facts:
-    from pipelines import harvest
+def _runs(stage: str) -> Callable[[RunConfig, Sequence[str]], Facts]:
+    """`run` of the stage's module, which is imported only then: of the run, or of one coder."""
 
-    return harvest.run(config)
+    def run(config: RunConfig, coders: Sequence[str]) -> Facts:
+        return import_module(f"pipelines.{stage}").run(config, *coders[:1])
+
+    return run
 
 
 def _train(config: RunConfig, coders: Sequence[str]) -> Facts:
@@ -63,30 +70,6 @@ def _forget_checkpoints(config: RunConfig) -> None:
     from sae.training.checkpoint import remove_checkpoints
 
     remove_checkpoints(config.folder / "coders")
-
-
-def _evaluate(config: RunConfig, coders: Sequence[str]) -> Facts:
-    from pipelines import evaluate
-
-    return evaluate.run(config, coders[0])
-
-
-def _compare(config: RunConfig, _coders: Sequence[str]) -> Facts:
-    from pipelines import compare
-
-    return compare.run(config)
-
-
-def _index(config: RunConfig, coders: Sequence[str]) -> Facts:
-    from pipelines import index
-
-    return index.run(config, coders[0])
-
-
-def _export(config: RunConfig, coders: Sequence[str]) -> Facts:
-    from pipelines import export
-
-    return export.run(config, coders[0])
 
 
 def _harvest_settings(config: RunConfig, _coder: str | None) -> Any:
@@ -108,6 +91,11 @@ def _model_identity(name: str) -> str:
     return name if folder is None else sha256_tree(folder, "*.[jst]*")
 
 
+def _scorecard_settings(config: RunConfig, name: str | None) -> Any:
+    others = other_seeds(config.train.coders, name or "")
+    return config.scorecard.model_dump(), [_train_settings(config, o.name) for o in others]
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -116,7 +104,7 @@ STAGES: dict[str, Stage] = {
             reads=(),
             settings=_harvest_settings,
             outputs=lambda c, _: [c.store],
-            run=_harvest,
+            run=_runs("harvest"),
             per_coder=False,
             anew=lambda c: shutil.rmtree(c.store, ignore_errors=True),
         ),
@@ -135,7 +123,7 @@ STAGES: dict[str, Stage] = {
             reads=("harvest", "train"),
             settings=lambda c, _: c.evaluate.model_dump(),
             outputs=lambda c, n: [folder_of(c) / file for file in files_of(str(n))],
-            run=_evaluate,
+            run=_runs("evaluate"),
             seals=lambda c, n: (folder_of(c), files_of(str(n))),
         ),
         Stage(
@@ -146,7 +134,7 @@ STAGES: dict[str, Stage] = {
                 folder_of(c) / "report.html",
                 folder_of(c) / "compare" / "comparison.json",
             ],
-            run=_compare,
+            run=_runs("compare"),
             per_coder=False,
             part_of="evaluate",
             seals=lambda c, _: (folder_of(c), list(OF_ALL)),
@@ -156,14 +144,23 @@ STAGES: dict[str, Stage] = {
             reads=("harvest", "train"),
             settings=lambda c, _: c.index.model_dump(),
             outputs=lambda c, n: [c.folder / "features" / str(n) / "index.json"],
-            run=_index,
+            run=_runs("index"),
+            undoes=("scorecard",),  # which lies in the index
+        ),
+        Stage(
+            "scorecard",
+            reads=("train", "index"),
+            settings=_scorecard_settings,
+            outputs=lambda c, n: [c.folder / "features" / str(n) / SCORECARD],
+            run=_runs("scorecard"),
+            seals=lambda c, n: (c.folder / "features" / str(n), [SCORECARD]),
         ),
         Stage(
             "export",
             reads=("index",),
             settings=lambda c, _: c.export.model_dump(),
             outputs=lambda c, n: [c.folder / "export" / f"{n}.h5"],
-            run=_export,
+            run=_runs("export"),
             seals=lambda c, n: (c.folder / "export", [f"{n}.h5"]),
         ),
     )

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import component, data, figures, pagekit, payload, state
+from app import component, data, figures, pagekit, payload, scorecard, state
 from app.visible import markdown, pieces
 from sae.base.errors import UserError
+from sae.features.scorecard import COLUMNS as SCORECARD
 
 PER_PAGE = 50
 PRESETS = {
@@ -22,22 +23,20 @@ PRESETS = {
 SYNTAX = """Terms, separated by spaces, must all hold:
 
 - `density>1e-4`, `max<=20`, `label_score>=0.8`: any numeric column
+- `specificity>0.9`, `sensitivity>0.5`, `ablation_kl>0.01`, `seed_replicated=1`: the scorecard's
 - `label:verb`, `label:"two words"`: text in the label
 - `token:" Paris"`: fires on the token
 - `promotes:the`, `suppresses:the`: moves the token's logit
 - `kind:class`, `tag:mine`, `starred`
 - `3,17,40-60`: these numbers
 """
-COLUMNS: list[dict[str, Any]] = [
+OF_LABEL = ("label_score", "specificity", "sensitivity")
+MEASURED = ("seed_replicated", "ablation_kl", "ablation_delta_ce")
+FIRST: list[dict[str, Any]] = [
     {"name": "id", "title": "Nº", "kind": "feature", "align": "right", "sortable": True},
     {"name": "label", "title": "Label", "kind": "label", "sortable": True},
-    {
-        "name": "label_score",
-        "title": "F1",
-        "align": "right",
-        "sortable": True,
-        "hint": "F1 of the automatic label on held-out text: a baseline",
-    },
+]
+LAST: list[dict[str, Any]] = [
     {
         "name": "density",
         "title": "Density",
@@ -67,6 +66,13 @@ EXPORTED = ["id", "label", "label_kind", "label_score", "density", "count", "mea
 EXPORTED += ["std", "p50", "p90", "p99", "top_token", "promoted_logit", "star"]
 
 
+def columns(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The table's columns; of the scorecard those that are there."""
+    score, measured = (scorecard.table_columns(table, names) for names in (OF_LABEL, MEASURED))
+    density, *last = LAST
+    return [*FIRST, *score, density, *measured, *last]
+
+
 def table_row(here: data.Here, row: data.Row) -> dict[str, Any]:
     """A row of the table as the component draws it."""
     vocabulary, tops, promoted = here.index.vocabulary, row["top_token_ids"], row["promoted_ids"]
@@ -75,7 +81,7 @@ def table_row(here: data.Here, row: data.Row) -> dict[str, Any]:
         "label": pieces(str(row["label"])),
         "star": bool(row["star"]),
         "tags": [pieces(tag) for tag in row["tags"]],
-        "label_score": figures.score(row["label_score"]),
+        **scorecard.cells(row),
         "density": figures.share(row["density"]),
         "mean": figures.number(row["mean"]),
         "max": figures.number(row["max"]),
@@ -131,7 +137,8 @@ def filter_row() -> None:
 
 
 def csv(table: pd.DataFrame, ids: np.ndarray) -> bytes:
-    return table.loc[ids, EXPORTED].to_csv(index=False).encode()
+    names = [*EXPORTED, *(name for name in SCORECARD if name in table and name not in EXPORTED)]
+    return table.loc[ids, names].to_csv(index=False).encode()
 
 
 def downloads(here: data.Here, ids: np.ndarray) -> None:
@@ -181,7 +188,7 @@ if len(ids):
         "table",
         "table",
         on_table,
-        columns=COLUMNS,
+        columns=columns(here.table()),
         items=[table_row(here, row) for row in shown.to_dict("records")],
         sort=column,
         down=down,
@@ -198,3 +205,4 @@ if pages > 1:
             key=key,
             on_change=lambda: state.put(page=st.session_state[key]),
         )
+scorecard.tell_missing(here)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from sae.features.index import Histogram as Histogram
     from sae.features.index import Neighbour as Neighbour
     from sae.features.notes import Notes as Notes
+    from sae.features.scorecard import read_scorecard as read_scorecard
+    from sae.features.scorecard_builder import build_scorecard as build_scorecard
     from sae.features.search import select as select
     from sae.features.verify import verify_index as verify_index
     from sae.features.vocabulary import Vocabulary as Vocabulary
@@ -22,6 +24,8 @@ _HOMES = {
     "Histogram": "index",
     "Neighbour": "index",
     "Notes": "notes",
+    "read_scorecard": "scorecard",
+    "build_scorecard": "scorecard_builder",
     "select": "search",
     "verify_index": "verify",
     "Vocabulary": "vocabulary",

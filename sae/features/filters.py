@@ -3,7 +3,7 @@
 Terms separated by spaces must all hold; text with spaces is put in double quotes:
 
     3,17,40-60            these features
-    density>1e-4          any numeric column, with < <= > >= = !=
+    density>1e-4          any numeric column, also of the scorecard, with < <= > >= = !=
     label:"verbs of"      the label holds the text, in any case
     token:" Paris"        fires on the token (one of its ten most frequent)
     promotes:x suppresses:x kind:class tag:x starred
@@ -21,6 +21,7 @@ import pandas as pd
 
 from sae.base.errors import UserError, nearest
 from sae.base.files import read_json
+from sae.features.scorecard import MEASURED, scored_view
 
 if TYPE_CHECKING:
     from sae.features.index import FeatureIndex
@@ -49,7 +50,7 @@ def select(index: "FeatureIndex", expression: str | None) -> np.ndarray:
             beyond the dictionary.
     """
     hit_F = np.ones(index.width, bool)
-    _narrow(hit_F, index, index.view(), expression or "", depth=0)
+    _narrow(hit_F, index, scored_view(index), expression or "", depth=0)
     return np.flatnonzero(hit_F)
 
 
@@ -125,6 +126,11 @@ def _text_term(index: "FeatureIndex", view: pd.DataFrame, key: str, text: str) -
 
 def _comparison(view: pd.DataFrame, name: str, symbol: str, number: str) -> np.ndarray:
     numeric = [c for c in view.columns if pd.api.types.is_numeric_dtype(view[c].dtype)]
+    if name in MEASURED and name not in numeric:
+        raise UserError(
+            f"The filter asks for `{name}`, which stands in a scorecard; make one with "
+            "`sae scorecard RUN`."
+        )
     if name not in numeric:
         raise UserError(
             f"There is no numeric column `{name}` to filter by; there are "

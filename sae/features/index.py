@@ -96,7 +96,7 @@ class FeatureIndex(IndexedText):
             raise UserError(
                 f"{folder} lacks {', '.join(missing)}; build it again with `sae index`."
             )
-        require_intact(folder, (layout.META, *layout.FILES))
+        require_intact(folder, (layout.META, *layout.FILES, layout.SCORECARD))
         if absent := [name for name in layout.FACTS if not isinstance(meta.get(name), str)]:
             raise UserError(f"{folder / layout.META} does not say {absent[0]}; make it again.")
         return cls(folder, meta)
@@ -134,7 +134,8 @@ class FeatureIndex(IndexedText):
         """`table` with the user's labels laid over (`label_kind` "user"), and `star`, `tags`."""
         own, stars, tags = self.notes.labels(), self.notes.stars(), self.notes.tags()
         columns = {"label": own, "label_kind": dict.fromkeys(own, "user")}
-        columns |= {"label_score": dict.fromkeys(own, np.nan)}
+        of_rule = [name for name in layout.OF_LABEL if name in self.table]
+        columns |= dict.fromkeys(of_rule, dict.fromkeys(own, np.nan))
         replaced = {name: _replaced(self.table.loc[:, name], new) for name, new in columns.items()}
         star = np.zeros(self.width, bool)
         star[list(stars)] = True
@@ -181,6 +182,12 @@ class FeatureIndex(IndexedText):
         if rows_M is not None:
             features = enrichment.firings_at(rows_M, self._row_indptr, features)
         return np.bincount(features, minlength=self.width)
+
+    def firings_between(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows (N,) int64, features (N,)) of all firings in a stretch of rows, in row order."""
+        ends = self._row_indptr[start : stop + 1]
+        rows = np.repeat(np.arange(start, stop), np.diff(ends))
+        return rows, np.asarray(self._row_features[ends[0] : ends[-1]])
 
     @cached_property
     def _row_indptr(self) -> np.ndarray:

@@ -11,6 +11,8 @@ import pandas as pd
 
 from sae.features.contexts import RowsByToken, Sample, Text, draw_sample
 from sae.features.label_text import describe, kind_of, listed
+from sae.features.layout import OF_LABEL
+from sae.features.rule_counts import HeldoutText, RuleCounts
 from sae.features.rules import FEWEST_TO_HALVE, Condition, Rule, induce
 from sae.features.token_classes import TokenFacts, token_facts
 from sae.features.vocabulary import Vocabulary
@@ -26,17 +28,28 @@ WORST_TRAIN_F1, WORST_OF_FEW = 0.6, 0.8
 """Under this the rule says too little, and the label speaks of the promoted tokens instead; of few
 positives, where no half of the sample could check the other, more is asked."""
 DENSE = 0.3
+NO_COUNTS = RuleCounts()
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label and, where held-out text allows it, its F1, precision and recall there."""
+    """A label and, where held-out text allows it, its F1, precision and recall there: of
+    `label_contexts` sampled contexts, in `label_positives` of which the feature fires strongly.
+    """
 
     label: str
     label_kind: str
     label_score: float | None = None
     label_precision: float | None = None
     label_recall: float | None = None
+    label_contexts: int = 0
+    label_positives: int = 0
+    counts: RuleCounts = NO_COUNTS
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """A row of the table."""
+        return {k: v for k, v in vars(self).items() if k != "counts"} | vars(self.counts)
 
 
 def label_features(
@@ -49,7 +62,7 @@ def label_features(
     documents: pd.DataFrame,
     splits: dict[str, list[int]],
 ) -> pd.DataFrame:
-    """Columns label, label_kind, label_score, label_precision, label_recall; one row per feature.
+    """The fields of `Label` and `RuleCounts` as columns; one row per feature.
 
     Kinds: "token", "tokens", "class", "context" (a rule); "logits" (no rule was good enough; the
     score is that of "the next token is one of the promoted"); "dead". A score is null where the
@@ -65,9 +78,8 @@ def label_features(
             continue
         own = np.asarray(rows[start:stop]), np.asarray(acts[start:stop])
         found.append(labeller.label(feature, *own, largest, density, promoted))
-    columns = pd.DataFrame([vars(label) for label in found])
-    scores = ["label_score", "label_precision", "label_recall"]
-    return columns.astype(dict.fromkeys(scores, np.float64))
+    columns = pd.DataFrame([label.columns for label in found])
+    return columns.astype(dict.fromkeys(OF_LABEL, np.float64))
 
 
 class _Labeller:
@@ -87,6 +99,8 @@ class _Labeller:
             else None
             for name in ("train", "heldout")
         )
+        bounds = (splits["heldout"][0], splits["heldout"][1])
+        self.whole = HeldoutText(self.text, bounds, self.facts) if self.heldout else None
 
     def label(
         self,
@@ -110,10 +124,15 @@ class _Labeller:
         if rule is None or f1 < wanted:
             ids = [int(token) for token in promoted]
             name = f"promotes {listed(ids[:3], self.vocabulary)}"
-            rule = Rule(Condition("following", "tokens", tuple(ids)))
-            return Label(name, "logits", *score(rule, heldout, self.facts))
-        name = describe(rule, self.vocabulary, self.facts, self.text.kinds)
-        return Label(name, kind_of(rule), *score(rule, heldout, self.facts))
+            rule, kind = Rule(Condition("following", "tokens", tuple(ids))), "logits"
+        else:
+            name, kind = describe(rule, self.vocabulary, self.facts, self.text.kinds), kind_of(rule)
+        found = score(rule, heldout, self.facts)
+        counts = self.whole.count(rule, rows_N, acts_N) if self.whole else NO_COUNTS
+        if heldout is None or found[0] is None:
+            return Label(name, kind, counts=counts)
+        sizes = len(heldout.contexts), len(heldout.weights)
+        return Label(name, kind, *found, *sizes, counts)
 
 
 def score(

@@ -12,6 +12,8 @@ TOKENS, DOCUMENTS, VOCABULARY = "tokens.npy", "documents.parquet", "vocabulary.p
 FEATURES, NEIGHBOURS = "features.parquet", "neighbours.npz"
 ACTIVATION_HISTOGRAM, LOGIT_HISTOGRAM = "activation_histogram.npz", "logit_histogram.npz"
 NOTES = "notes.sqlite3"
+SCORECARD = "scorecard.parquet"
+"""Made after the index, by a stage of its own: it needs the language model."""
 FILES = (
     *(INDPTR, ROWS, ACTS, ROW_INDPTR, ROW_FEATURES, TOKENS, DOCUMENTS, VOCABULARY, FEATURES),
     *(NEIGHBOURS, ACTIVATION_HISTOGRAM, LOGIT_HISTOGRAM),
@@ -23,6 +25,11 @@ COLUMNS = (
     *("suppressed_ids", "suppressed_logits", "decoder_norm", "enc_dec_cosine"),
 )
 """What every table of features has."""
+OF_LABEL = (
+    *("label_score", "label_precision", "label_recall"),
+    *("specificity", "specificity_mass", "sensitivity"),
+)
+"""What is said of an automatic label, and means nothing of a label that a user wrote."""
 FACTS = ("coder", "coder_hash", "site", "architecture", "model", "model_hash")
 """What `index.json` says in words."""
 

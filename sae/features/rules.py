@@ -39,9 +39,14 @@ class Condition:
         if self.where == "first":
             return np.asarray(contexts.position == 1)
         seen = getattr(contexts, self.where)
-        if self.what in ("tokens", "number"):
-            hit = np.isin(seen, self.values)
-            return np.asarray(hit.any(axis=1) if seen.ndim == 2 else hit)
+        if self.what == "number":
+            return np.asarray(np.isin(seen, self.values))
+        if self.what == "tokens":
+            # looked up, since rules are tried on every held-out row; `NONE` is the last entry
+            wanted_V = np.zeros(len(facts.stems_V) + 1, bool)
+            wanted_V[[value for value in self.values if value != NONE]] = True
+            hit = wanted_V[seen]
+            return np.asarray(hit.any(axis=1) if hit.ndim == 2 else hit)
         if self.what == "class":
             hit = facts.classes_CV[self.values[0]][seen]
         else:

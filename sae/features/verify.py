@@ -9,6 +9,7 @@ from sae.base.sums import problems_of
 from sae.features import layout
 from sae.features.index import FeatureIndex
 from sae.features.notes import notes_problems
+from sae.features.scorecard import read_scorecard
 from sae.features.statistics import feature_blocks
 from sae.features.tables import read_table
 
@@ -32,6 +33,7 @@ def verify_index(folder: Path | str) -> list[str]:
         return [f"{folder} cannot be read: {error}"]
     try:
         found = [*_arrays(index), *_table(index)]
+        read_scorecard(index)
     except UserError as error:
         found = [str(error)]
     return [*found, *notes_problems(folder / layout.NOTES)]

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 def special_ids(lm: "LanguageModel", store: ActivationStore) -> frozenset[int]:
     """Ids of BOS, EOS and PAD, which are never scored."""
+    return special_tokens(lm, store.attributes.get("bos"))
+
+
+def special_tokens(lm: "LanguageModel", bos: int | None) -> frozenset[int]:
+    """The same of a text whose rows begin with `bos`."""
     tokenizer = lm.tokenizer
     ids = (
-        store.attributes.get("bos"),
+        bos,
         lm.bos_id,
         getattr(tokenizer, "eos_token_id", None),
         getattr(tokenizer, "pad_token_id", None),

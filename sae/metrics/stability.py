@@ -7,6 +7,7 @@ sum of cosines (Hungarian method); of dictionaries too wide for that, latents ma
 other's nearest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -80,11 +81,7 @@ def stability(
     all). `control` has the same numbers, without intervals, of random dictionaries as large.
     Raises `UserError` if the two do not read and write equal widths.
     """
-    if one.W_enc_FD.shape[1] != other.W_enc_FD.shape[1] or one.d_out != other.d_out:
-        raise UserError(
-            f"Coders of widths {one.d_in} and {other.d_in} are not of one site; compare coders "
-            "that read and write the same activations."
-        )
+    _require_one_site(one, other)
     both = [Rows.of(c, a) for c, a in zip((one, other), alive or (None, None), strict=True)]
     narrow, wide = sorted(both, key=len)
     control = _control(
@@ -98,16 +95,59 @@ def stability(
     }
 
 
-def _measured(narrow: Rows, wide: Rows, seed: int) -> dict[str, Entry]:
+@torch.inference_mode()
+def replication(coder: Coder, others: Sequence[Coder]) -> dict[str, npt.NDArray[np.float64]]:
+    """Which latents of a coder other seeds have too: {"shared", "decoder", "encoder"}, (F,) each.
+
+    `shared` is the share of the others that have the latent, as `stability` defines it; `decoder`
+    and `encoder` the cosine with the latent that either matching gives it (0: none), averaged over
+    the others. Raises `UserError` for a coder of another width.
+    """
+    found = []
+    for other in others:
+        if other.d_sae != coder.d_sae:
+            raise UserError(
+                f"A coder of {other.d_sae} latents is no other seed of one of {coder.d_sae}; "
+                "compare coders that differ in their seed alone."
+            )
+        _require_one_site(coder, other)
+        matches = _matches(Rows.of(coder), Rows.of(other))
+        found.append([_shared(*matches), *(cosine_F for _, cosine_F in matches)])
+    mean_3F = np.mean(np.asarray(found, np.float64), axis=0)
+    return dict(zip(("shared", "decoder", "encoder"), mean_3F, strict=True))
+
+
+Match = tuple[Ints, npt.NDArray[np.float64]]  # partner and cosine of each latent of the narrower
+
+
+def _require_one_site(one: Coder, other: Coder) -> None:
+    if one.W_enc_FD.shape[1] != other.W_enc_FD.shape[1] or one.d_out != other.d_out:
+        raise UserError(
+            f"Coders of widths {one.d_in} and {other.d_in} are not of one site; compare coders "
+            "that read and write the same activations."
+        )
+
+
+def _matches(narrow: Rows, wide: Rows) -> tuple[Match, Match]:
+    """By decoder and by encoder; one matching for both where they are one."""
     by_decoder = _matched(narrow.decoder_FD, wide.decoder_FD)
     tied = narrow.encoder_FD is narrow.decoder_FD
-    by_encoder = by_decoder if tied else _matched(narrow.encoder_FD, wide.encoder_FD)
-    decoder_F, encoder_F = by_decoder[1] > SHARED, by_encoder[1] > SHARED
+    return by_decoder, by_decoder if tied else _matched(narrow.encoder_FD, wide.encoder_FD)
+
+
+def _shared(by_decoder: Match, by_encoder: Match) -> Bools:
+    """Whether both matchings name the same partner, with both cosines above `SHARED`."""
+    same_F = by_decoder[0] == by_encoder[0]
+    return same_F & (by_decoder[1] > SHARED) & (by_encoder[1] > SHARED)
+
+
+def _measured(narrow: Rows, wide: Rows, seed: int) -> dict[str, Entry]:
+    by_decoder, by_encoder = _matches(narrow, wide)
     every_F = np.ones(len(narrow))
     shares = {
-        "shared": (decoder_F & encoder_F & (by_decoder[0] == by_encoder[0]), every_F),
-        "decoder": (decoder_F, every_F),
-        "encoder": (encoder_F, every_F),
+        "shared": (_shared(by_decoder, by_encoder), every_F),
+        "decoder": (by_decoder[1] > SHARED, every_F),
+        "encoder": (by_encoder[1] > SHARED, every_F),
         "mean_cosine": (by_decoder[1], by_decoder[0] >= 0),  # those that have no partner have 0
     }
     return {name: _over_latents(above, below, seed) for name, (above, below) in shares.items()}
@@ -128,7 +168,10 @@ def _over_latents(above_F: npt.NDArray[Any], below_F: npt.NDArray[Any], seed: in
     if not len(above_F):
         return {"value": None, "low": None, "high": None}
     unit_F = np.arange(len(above_F)) % UNITS
-    sums = [np.bincount(unit_F, values_F.astype(np.float64)) for values_F in (above_F, below_F)]
+    sums = [
+        np.bincount(unit_F, values_F.astype(np.float64)).astype(np.float64)
+        for values_F in (above_F, below_F)
+    ]
     entry = estimate_ratio(sums[0], sums[1], len(above_F), seed)
     return {key: entry[key] for key in ("value", "low", "high")}
 

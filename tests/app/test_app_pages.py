@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -17,6 +19,8 @@ from app import state
 from app.run_folder import ENVIRONMENT
 from sae.base.sums import seal
 from sae.features import FeatureIndex
+from sae.features.layout import SCORECARD
+from sae.features.scorecard import COLUMNS, write_scorecard
 
 ROOT = Path(__file__).parent.parent.parent
 BROWSER = ROOT / "app" / "browser.py"
@@ -339,3 +343,79 @@ def test_another_coder_under_the_same_name_is_refused(
     (meta.parent / "SHA256SUMS").unlink()  # which would tell of the change first
     monkeypatch.setenv(ENVIRONMENT, str(folder))
     assert "is not the one" in said(open_page("prompt", coder="live", text="a"))
+
+
+def add_scorecard(run: Path) -> FeatureIndex:
+    """A scorecard whose ablation effect is the feature's number, of features that ever fire."""
+    index = FeatureIndex.open(run / "features" / "hostile")
+    ids = np.arange(index.width, dtype=np.float64)
+    fires = index.table["count"].to_numpy() > 0
+    effect = np.where(fires, ids / 1000, np.nan)
+    measured = {
+        "seed_replicated": pd.array([bool(i % 2) for i in range(index.width)], "boolean"),
+        "seed_decoder_cosine": ids / 100,
+        "seed_encoder_cosine": ids / 100,
+        "seed_coders": 2,
+        "ablation_kl": effect,
+        "ablation_kl_error": effect / 10,
+        "ablation_delta_ce": -effect,
+        "ablation_delta_ce_error": effect / 10,
+        "ablation_tokens": np.where(fires, 16, 0),
+    }
+    write_scorecard(index, pd.DataFrame(measured), {})
+    seal(index.folder, [SCORECARD])
+    return FeatureIndex.open(index.folder)
+
+
+def test_the_table_shows_and_sorts_the_scorecard(run: Path) -> None:
+    index = add_scorecard(run)
+    app = open_page("features", sort="ablation_kl", order="down")
+    table = view(app, "table")
+    named = {column["name"]: column for column in table["columns"]}
+    for name in ("label_score", "specificity", "sensitivity", "seed_replicated", "ablation_kl"):
+        assert named[name]["sortable"]
+        assert COLUMNS[name].meaning in named[name]["hint"]
+    shown = [item["id"] for item in table["items"]]
+    assert shown == [*range(39, 4, -1), *range(3, -1, -1), 4]  # the dead one has no effect
+    first, last = table["items"][0], table["items"][-1]
+    assert (first["ablation_kl"], first["ablation_delta_ce"]) == ("0.039", "-0.039")
+    assert (first["seed_replicated"], last["ablation_kl"]) == ("yes", "–")
+    assert first["specificity"] == f"{index.table['specificity'][39]:.2f}"
+    assert "sae scorecard" not in said(app)
+    ids = [
+        i["id"] for i in view(open_page("features", filter="ablation_kl>0.03"), "table")["items"]
+    ]
+    assert ids == list(range(31, 40))
+
+
+def test_a_feature_shows_its_scorecard_with_what_each_number_means(run: Path) -> None:
+    add_scorecard(run)
+    items = view(open_page("feature", feature="7"), "scorecard")["items"]
+    facts = {name: (value, hint) for name, value, hint in items}
+    assert facts["ablation KL"][0] == "0.0070"
+    assert "Standard error 0.00070" in facts["ablation KL"][1]
+    assert "Rests on 16 tokens" in facts["ablation KL"][1]
+    assert facts["other seeds"][0] == "yes"
+    assert COLUMNS["sensitivity"].meaning in facts["sensitivity"][1]
+    assert "Rests on" in facts["specificity"][1]
+
+
+def test_without_a_scorecard_the_pages_name_the_command(run: Path) -> None:
+    app = open_page("features", sort="ablation_kl", order="down")
+    names = [column["name"] for column in view(app, "table")["columns"]]
+    assert "specificity" in names  # the index knows it
+    assert "ablation_kl" not in names
+    assert [item["id"] for item in view(app, "table")["items"]] == list(range(39, -1, -1))
+    assert f"sae scorecard {run}" in said(app)
+    app = open_page("feature", feature="7")
+    assert [name for name, _, _ in view(app, "scorecard")["items"]][-1] == "sensitivity"
+    assert f"sae scorecard {run}" in said(app)
+    assert "sae scorecard" in open_page("features", filter="ablation_kl>1").error[0].value
+    add_scorecard(run)  # while the browser runs
+    assert f"sae scorecard {run}" not in said(open_page("feature", feature="7"))
+
+
+def test_a_users_label_has_no_specificity(run: Path) -> None:
+    FeatureIndex.open(run / "features" / "hostile").notes.set_label(0, "mine")
+    item = view(open_page("features", filter="0"), "table")["items"][0]
+    assert (item["label_score"], item["specificity"], item["sensitivity"]) == ("–", "–", "–")

@@ -112,3 +112,14 @@ def test_what_a_dead_process_left_half_written_goes(tmp_path: Path) -> None:
     atomic_write(path, lambda file: file.write(b"whole"))
     assert path.read_bytes() == b"whole"
     assert {p.name for p in tmp_path.iterdir()} == {path.name, alive.name}
+
+
+def test_what_is_unsealed_is_gone_with_its_line_and_the_rest_stays(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    seal(tmp_path, ["*.txt"])
+    unseal(tmp_path, ["a.txt"])
+    assert problems_of(tmp_path) == []
+    assert list(read_sums(tmp_path)) == ["b.txt"]
+    unseal(tmp_path, ["a.txt"])  # which is not there any more
+    assert problems_of(tmp_path) == []

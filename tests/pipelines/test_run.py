@@ -20,6 +20,8 @@ from sae.metrics.evaluate import FULL, QUICK
 from sae.store import ActivationStore
 from tests.pipelines.command import sae
 
+INDEXED = ["index topk", "scorecard topk", "export topk"]
+
 
 def test_a_run_makes_everything(finished: Path) -> None:
     for made in (
@@ -34,6 +36,7 @@ def test_a_run_makes_everything(finished: Path) -> None:
         "evaluation/report.html",
         "evaluation/compare/comparison.html",
         "features/topk/index.json",
+        "features/topk/scorecard.parquet",
         "export/topk.h5",
     ):
         assert (finished / made).exists(), made
@@ -66,9 +69,10 @@ def test_a_copied_run_is_a_run_of_its_own(finished: Path, tmp_path: Path) -> Non
         (["evaluate.seed=3"], ["evaluate topk", "compare"]),
         (
             ["train.batch=128"],
-            ["train topk", "evaluate topk", "compare", "index topk", "export topk"],
+            ["train topk", "evaluate topk", "compare", *INDEXED],
         ),
-        (["--from", "index"], ["index topk", "export topk"]),
+        (["--from", "index"], INDEXED),
+        (["scorecard.tokens=100"], ["scorecard topk"]),
         (["--only", "evaluate", "evaluate.seed=3"], ["evaluate topk", "compare"]),
         (["train.checkpoint_seconds=5"], []),
     ],
@@ -87,7 +91,7 @@ def test_a_new_coder_leaves_the_others_alone(finished: Path) -> None:
         "train.coders=[{name: topk, k: 4, expansion: 4}, {name: b, architecture: batchtopk, k: 3}]"
     )
     lines = sae("run", str(finished), "--dry-run", both).splitlines()
-    done = ("train b", "evaluate b", "compare", "index b", "export b")
+    done = ("train b", "evaluate b", "compare", "index b", "scorecard b", "export b")
     assert lines == [f"would do {what}" for what in done]
 
 
@@ -223,7 +227,7 @@ def test_an_incomplete_run_says_what_to_run(finished: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["harvest", "train", "evaluate", "index", "export"])
+@pytest.mark.parametrize("stage", ["harvest", "train", "evaluate", "index", "scorecard", "export"])
 def test_killed_in_a_stage_it_continues_to_the_same_result(
     finished: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -21,9 +21,12 @@ PRELOADED = [
     "pipelines.evaluate",
     "pipelines.compare",
     "pipelines.index",
+    "pipelines.scorecard",
     "pipelines.export",
     "torch.utils.tensorboard",
 ]
+
+STAGES = ("harvest", "train", "evaluate", "compare", "index", "scorecard", "export")
 
 
 def number(of: str, default: int, *, full: int) -> int:
@@ -70,9 +73,8 @@ def make_config(folder: Path, settings: list[str]) -> Path:
 
 def stage_of(output: Path) -> str:
     """The stage that was at work when the process ended."""
-    names = ("harvest", "train", "evaluate", "compare", "index", "export")
     lines = output.read_text().splitlines() if output.exists() else []
-    return next((w for line in reversed(lines) if (w := line.split(" ")[0]) in names), "start")
+    return next((w for line in reversed(lines) if (w := line.split(" ")[0]) in STAGES), "start")
 
 
 def results_of(run: Path) -> dict[str, object]:

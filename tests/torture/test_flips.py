@@ -86,7 +86,9 @@ def read(kind: str, run: Path) -> object:
     if kind == "coder":
         return load_coder(run / "coders" / "topk").state_dict()
     if kind == "index":
-        return require_intact(run / "features" / "topk", (layout.META, *layout.FILES))
+        return require_intact(
+            run / "features" / "topk", (layout.META, *layout.FILES, layout.SCORECARD)
+        )
     if kind == "evaluation":
         return require_intact(run / "evaluation", ["topk.json"])
     if kind == "checkpoint":

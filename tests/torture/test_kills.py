@@ -12,7 +12,15 @@ import pytest
 
 from pipelines.verify import verify
 from tests.conftest import tiny_settings
-from tests.torture.machine import context, make_config, number, results_of, stage_of, start
+from tests.torture.machine import (
+    STAGES,
+    context,
+    make_config,
+    number,
+    results_of,
+    stage_of,
+    start,
+)
 
 KILLS = number("KILLS", 100, full=1_000)
 CODERS = (
@@ -71,5 +79,5 @@ def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, capsys) -> 
     with capsys.disabled():
         print(f"\n{sum(killed.values())} kills in {runs} runs of {seconds:.1f} s each")
         print(f"{'killed in':<12}{'kills':>7}{'resumed':>9}{'different':>11}")
-        for stage in ("start", "harvest", "train", "evaluate", "compare", "index", "export"):
+        for stage in ("start", *STAGES):
             print(f"{stage:<12}{killed[stage]:>7}{resumed[stage]:>9}{differences:>11}")

@@ -47,7 +47,9 @@ def frozen_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Cod
 
     def make() -> Coder:
         store = data.sample.store
-        reader = ShuffledReader(store, [data.site], settings.batch, **order)
+        reader = ShuffledReader(
+            store, [data.site], settings.batch, seed=order["seed"], window=order["window"]
+        )
         with closing(reader.batches()) as stream:
             rows = (batch[data.site] for batch in stream)
             stats = store.stats(data.site)
