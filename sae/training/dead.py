@@ -54,8 +54,8 @@ def auxk_step(
     the dead latents alone. (Latents that tie for the last place all count in the dense form.)
 
     Adds `coefficient` times the gradient to what is in the coder's `.grad`, and returns the
-    value. `candidates` is the precision in which the k best are looked for. All work is on the dead
-    rows: nothing here is as wide as the dictionary.
+    value. All work is on the dead rows: nothing here is as wide as the dictionary. `candidates`
+    is the precision in which the k best are looked for.
     """
     weights = (coder.W_enc_FD, coder.b_enc_F, coder.W_dec_FD)
     W_enc, b_enc, W_dec = own = [w.detach()[dead].requires_grad_() for w in weights]
