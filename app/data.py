@@ -14,6 +14,7 @@ import streamlit as st
 
 from app import state
 from app.run_folder import WEIGHTS, Run
+from sae.explain.report import Explanation, read_explanations, report_path
 from sae.features import FeatureIndex, gallery, select
 from sae.features import layout as index_files
 from sae.features.scorecard import scored_view
@@ -174,3 +175,14 @@ def _evaluation(run: Run, coder: str, *stamps: int) -> Evaluation:
     measured = found.get("provenance", {}).get("coder", {}).get("hash")
     outdated = measured != run.weights(coder)
     return Evaluation(None if outdated else found, outdated)
+
+
+def explanation(here: Here, feature: int) -> Explanation | None:
+    """What a language model said of a feature (`sae explain`), if one was asked."""
+    path = report_path(here.run.folder, here.coder)
+    return _explanations(str(path), _stamp(path), here.index.meta["coder_hash"]).get(feature)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _explanations(path: str, stamp: int, coder_hash: str) -> dict[int, Explanation]:
+    return read_explanations(path, coder_hash)

@@ -11,6 +11,7 @@ import streamlit as st
 from app import data, state
 from app.visible import markdown
 from sae.base.errors import UserError
+from sae.explain.report import Explanation
 
 OF_ONE_FEATURE = ("bin", "seed")
 """Parameters that mean something for one feature only."""
@@ -57,6 +58,9 @@ def draw(here: data.Here, feature: int, row: data.Row) -> None:
         link_popover(feature)
     st.markdown(f"## {markdown(str(row['label']))}")
     st.markdown(badges(row))
+    told = data.explanation(here, feature)
+    if told is not None:
+        st.markdown(explained(told))
 
 
 def step_button(name: str, icon: str, key: str, order: np.ndarray, feature: int, step: int) -> None:
@@ -100,6 +104,20 @@ def badges(row: data.Row) -> str:
     }
     parts += [f":{colour}-badge[{name}]" for name, (on, colour) in flags.items() if on]
     parts += [f":blue-badge[{markdown(tag)}]" for tag in row["tags"]]
+    return " ".join(parts)
+
+
+def explained(told: Explanation) -> str:
+    """What a language model said, and how well that, and what it said of another feature, tells
+    held-out contexts apart."""
+    parts = [markdown(told.text), f":gray-badge[LLM: {markdown(told.model)}]"]
+    for name, own, other in (
+        ("detection", told.detection, told.shuffled_detection),
+        ("fuzzing", told.fuzzing, told.shuffled_fuzzing),
+    ):
+        if own is not None:
+            beside = "" if other is None else f", another's {other:.2f}"
+            parts.append(f":violet-badge[{name} {own:.2f}{beside}]")
     return " ".join(parts)
 
 

@@ -117,21 +117,52 @@ def browse_command(folder: Path, port: int, headless: bool) -> None:
 
 
 @cli.command("mechanisms")
-@click.argument("what", type=click.Choice(["induction", "concepts", "probes"]))
+@click.argument("what", type=click.Choice(["induction", "concepts", "probes", "labels"]))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--coder", default="topk", show_default=True, help="Name of one of the run's coders.")
 @click.option("--sequences", default=128, show_default=True, help="Induction: repeated sequences.")
 @click.option("--tokens", default=65_536, show_default=True, help="Concepts: tokens of each split.")
 @click.option("--texts", default=600, show_default=True, help="Probes: texts of each dataset.")
+@click.option("--directions", default=64, show_default=True, help="Labels: random directions.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default: in the run.")
 def mechanisms_command(
-    what: Literal["induction", "concepts", "probes"], folder: Path, **options: Any
+    what: Literal["induction", "concepts", "probes", "labels"], folder: Path, **options: Any
 ) -> None:
-    """What a coder's latents have of induction, of concepts with rules, of sae-probes' datasets."""
+    """What a coder's latents have of induction, of concepts with rules, of sae-probes' datasets;
+    and their labels against those of random directions."""
     from pipelines.mechanisms import report
 
     report(what, folder, **options)
+
+
+@cli.command("explain")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--coder", default="topk", show_default=True, help="Name of one of the run's coders.")
+@click.option("--features", metavar="FILTER", help="As in `sae export`; default: all that live.")
+@click.option("--most", default=50, show_default=True, help="So many of them, at random.")
+@click.option("--endpoint", metavar="URL", help="OpenAI-compatible, as http://localhost:8000/v1.")
+@click.option("--model", metavar="NAME", help="A model of the endpoint.")
+@click.option(
+    "--key-variable", default="OPENAI_API_KEY", show_default=True, help="Holds the key; or `none`."
+)
+@click.option("--passages", default=40, show_default=True, help="In each of the two tests.")
+@click.option("--answer-tokens", default=300, show_default=True, help="Cap on those of an answer.")
+@click.option("--price-in", type=float, help="Of a million prompt tokens, for the estimate.")
+@click.option("--price-out", type=float, help="Of a million completion tokens.")
+@click.option("--concurrency", default=4, show_default=True, help="Requests at a time.")
+@click.option("--timeout", default=120.0, show_default=True, help="Seconds for one try.")
+@click.option("--seed", default=0, show_default=True, help="Decides features and passages.")
+@click.option("--ask-again", is_flag=True, help="Also where the answer could not be read.")
+@click.option("--yes", is_flag=True, help="Send without asking.")
+def explain_command(run: Path, **options: Any) -> None:
+    """Let a language model explain features of RUN, and test what it says on held-out text.
+
+    Text of the corpus goes to the endpoint; what it may cost is said first.
+    """
+    from pipelines.explain import explain
+
+    explain(run, **options)
 
 
 @cli.command("info")

@@ -1,10 +1,11 @@
-"""Known mechanisms and concepts of one trained coder, beside its evaluation.
+"""Known mechanisms, concepts and labels of one trained coder, beside its evaluation.
 
     sae mechanisms induction runs/induction --coder mid5
     sae mechanisms concepts runs/demo --coder topk --tokens 65536
+    sae mechanisms labels runs/demo --coder topk
 
-Writes `evaluation/mechanisms/<coder>.induction.json` and `<coder>.concepts.json` (their keys are
-in docs/metrics.md), sealed like the evaluation, and prints what matters of them.
+Writes `evaluation/mechanisms/<coder>.<what>.json` (keys: docs/metrics.md), sealed like the
+evaluation, and prints what matters of them.
 """
 
 import time
@@ -12,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.progress import steps_progress
+from pipelines.progress import steps_progress, with_interval
 from pipelines.results import mechanism_of
+from sae.base.errors import UserError
 from sae.base.files import write_json
 from sae.base.sums import seal
 from sae.coders import Coder, coder_hash, load_coder
+from sae.explain.control import label_control
+from sae.features import FeatureIndex
+from sae.features.effects import promoted_tokens, unembedding
 from sae.features.tokenizer_bytes import vocabulary_of
 from sae.lm import LanguageModel, load_lm
 from sae.metrics.concept_report import concept_report
@@ -33,6 +39,7 @@ from sae.metrics.scoring import Progress
 from sae.metrics.steps import silent
 from sae.store import ActivationStore
 
+What = Literal["induction", "concepts", "probes", "labels"]
 WAYS = ("features", "equal_density", "equal_firing", "equal_norm")
 FIT_TOKENS = 65_536  # from which the scale of the random dictionary is found
 
@@ -81,13 +88,50 @@ def probes(of: Subject, texts: int, seed: int, progress: Progress = silent) -> d
     return probe_set_report(of.coder, of.lm, texts=texts, seed=seed, progress=progress)
 
 
+def labels(of: Subject, run: Path, directions: int, seed: int) -> dict[str, Any]:
+    """Automatic labels of features, and of random directions that fire as often."""
+    coder, store, lm = of.coder, of.store, of.lm
+    index = FeatureIndex.open(run / "features" / of.name)
+    made_of = (of.weights, store.attributes["corpus"]["hash"])
+    if (index.meta["coder_hash"], index.meta.get("corpus_hash")) != made_of:
+        raise UserError(
+            f"{index.folder} is the index of another coder or text than {run} holds; make it again "
+            f"with `sae index {run}`."
+        )
+    reads_where_it_writes = coder.target_site == coder.site
+    rows_FD = coder.W_dec_FD if reads_where_it_writes else coder.W_enc_FD
+    unembed_DV = unembedding(lm)
+
+    def promoted(unit_ND: np.ndarray) -> np.ndarray:
+        return promoted_tokens(torch.from_numpy(unit_ND), lm, str(coder.site), unembed_DV)
+
+    rows = rows_FD.detach().float().cpu().numpy()
+    return label_control(index, store, rows, promoted, directions, seed)
+
+
+def print_labels(report: dict[str, Any], console: Console) -> None:
+    pairs = len(report["pairs"])
+    table = Table(title=f"Labels at {report['site']}: {pairs} features, directions as frequent")
+    for column in ("held-out", "features", "random directions", "difference"):
+        table.add_column(column, justify="left" if column == "held-out" else "right")
+    sides = ("features", "random_directions", "difference")
+    for name in ("f1", "precision", "recall", "auc"):
+        table.add_row(name, *(with_interval(report[side][name]) for side in sides))
+    table.add_row(
+        "has a rule", *(with_interval(report[side]["has_rule"]) for side in sides[:2]), ""
+    )
+    console.print(table)
+    every = report["all_features"]
+    console.print(f"all {every['scored']:,} scored features: mean F1 {every['f1_mean']:.3f}")
+
+
 def print_probes(report: dict[str, Any], console: Console) -> None:
     table = Table(title=f"Datasets of sae-probes at {report['site']}: held-out accuracy")
     for column in ("dataset", "k=1", "k=5", "dims k=1", "dims k=5", "whole"):
         table.add_column(column, justify="left" if column == "dataset" else "right")
     for name, found in report["probing"].items():
         entries = [found[side][k] for side in ("coder", "dimensions") for k in ("k1", "k5")]
-        table.add_row(name, *map(_shown, [*entries, found["whole"]]))
+        table.add_row(name, *map(with_interval, [*entries, found["whole"]]))
     mean = report["mean"]
     shares = [mean[side][k] for side in ("coder", "dimensions") for k in ("k1", "k5")]
     if report["probing"]:
@@ -99,16 +143,16 @@ def print_induction(report: dict[str, Any], console: Console) -> None:
     clean = report["clean"]
     console.print(
         f"{report['site']}: {report['found']} induction features; first occurrence "
-        f"{_shown(clean['loss_first'])} nats, second {_shown(clean['loss_second'])}, "
-        f"copied {_shown(clean['copied'])}"
+        f"{with_interval(clean['loss_first'])} nats, second {with_interval(clean['loss_second'])}, "
+        f"copied {with_interval(clean['copied'])}"
     )
     table = Table(title="Taken out: share of the copying loss gap that is lost")
     copied = ("features", "equal_density", "equal_firing")
     for column in ("latents", *WAYS, *(f"copied, {way}" for way in copied)):
         table.add_column(column, justify="right")
     for row in report["ablations"]:
-        shares = [_shown(row[way]["removed"]) for way in WAYS]
-        rest = [_shown(row[way]["copied"]) for way in copied]
+        shares = [with_interval(row[way]["removed"]) for way in WAYS]
+        rest = [with_interval(row[way]["copied"]) for way in copied]
         table.add_row(str(row["latents"]), *shares, *rest)
     console.print(table)
 
@@ -124,42 +168,35 @@ def print_concepts(report: dict[str, Any], console: Console) -> None:
         table.add_row(
             name,
             str(report["concepts"][name]["heldout"]),
-            _shown(probed["coder"]["k1"]),
-            _shown(probed["coder"]["k5"]),
-            _shown(control["probing"][name]["coder"]["k1"]),
-            _shown(probed["dimensions"]["k1"]),
-            _shown(probed["whole"]),
-            _shown(best["f1"]) if best else "",
-            _shown(best["specificity"]) if best else "",
+            with_interval(probed["coder"]["k1"]),
+            with_interval(probed["coder"]["k5"]),
+            with_interval(control["probing"][name]["coder"]["k1"]),
+            with_interval(probed["dimensions"]["k1"]),
+            with_interval(probed["whole"]),
+            with_interval(best["f1"]) if best else "",
+            with_interval(best["specificity"]) if best else "",
         )
     console.print(table)
     for name, found in (("coder", report), ("random dictionary", control)):
         erased, letters = found["targeted_ablation"], found["first_letter_absorption"]
         sizes = [key for key in erased if key != "concepts"]
-        tpp = ", ".join(f"{key} {_shown(erased[key]['tpp'])}" for key in sizes)
+        tpp = ", ".join(f"{key} {with_interval(erased[key]['tpp'])}" for key in sizes)
         removed = found["spurious_removal"]
         scr = ", ".join(f"{k} {v:.2f}" for k, v in removed.items() if isinstance(v, float))
         console.print(f"{name}: TPP {tpp}")
         console.print(f"{name}: SCR over {len(removed['pairs'])} pairs {scr or '-'}")
-        console.print(f"{name}: first-letter absorption {_shown(letters['absorption'])}")
-
-
-def _shown(entry: dict[str, Any] | None) -> str:
-    if entry is None or entry["value"] is None:
-        return "-"
-    if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+        console.print(f"{name}: first-letter absorption {with_interval(letters['absorption'])}")
 
 
 def report(
-    what: Literal["induction", "concepts", "probes"],
+    what: What,
     run: Path,
     coder: str,
     *,
     sequences: int,
     tokens: int,
     texts: int,
+    directions: int,
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
@@ -171,9 +208,11 @@ def report(
             found, show = induction(of, sequences, seed, progress), print_induction
         elif what == "probes":
             found, show = probes(of, texts, seed, progress), print_probes
+        elif what == "labels":
+            found, show = labels(of, run, directions, seed), print_labels
         else:
             found, show = concepts(of, tokens, seed, progress), print_concepts
-    store = of.store if what == "concepts" else None  # the others read none of its activations
+    store = of.store if what in ("concepts", "labels") else None  # the others read none of it
     said = describe_report(of.coder, of.weights, of.lm, began, seed, store)
     show(found, console)
     evaluation = run / "evaluation"

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -101,3 +102,12 @@ def human_count(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.1f} {name}"
     return f"{value:.0f}"
+
+
+def with_interval(entry: dict[str, Any] | None) -> str:
+    """`0.812 [0.790, 0.834]` of a number with its interval; `-` where there is none."""
+    if entry is None or entry["value"] is None:
+        return "-"
+    if entry["low"] is None:
+        return f"{entry['value']:.3f}"
+    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"

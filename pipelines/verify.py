@@ -71,6 +71,7 @@ def _verify_run(path: Path) -> list[str]:
     ):
         if part.exists():
             problems += check(part)
+    problems += _verify_explanations(path / "explanations")
     return problems + _verify_checkpoints(path / "coders")
 
 
@@ -115,6 +116,15 @@ def _verify_index(path: Path) -> list[str]:
     from sae.features import verify_index
 
     return [p if p.startswith(str(path)) else f"{path}: {p}" for p in verify_index(path)]
+
+
+def _verify_explanations(folder: Path) -> list[str]:
+    """The answers of language models that `sae explain` keeps."""
+    from sae.explain.journal import journal_problems
+
+    return [
+        problem for path in sorted(folder.glob("*.jsonl")) for problem in journal_problems(path)
+    ]
 
 
 def _verify_checkpoints(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ FLOORS = [
     {"training"},
     {"metrics"},
     {"features"},
+    {"explain"},
     {"io"},
     {"sklearn"},
     {"pipelines"},
@@ -70,7 +71,8 @@ def test_no_assert_outside_tests(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sae", "sae.synthetic", "sae.features", "sae.io.hdf5", "pipelines.cli"]
+    "module",
+    ["sae", "sae.synthetic", "sae.features", "sae.explain.report", "sae.io.hdf5", "pipelines.cli"],
 )
 def test_import_leaves_torch_out(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -91,7 +91,8 @@ def assemble(
     _savez(partial / layout.ACTIVATION_HISTOGRAM, edges=edges, counts=counts)
     _write_effects(partial, effects, table)
     say("labels", 2, 3)
-    labels = label_features(*firings, tokens_ST, table, vocabulary, documents, meta["splits"])
+    text = (tokens_ST, table, vocabulary, documents, meta["splits"])
+    labels = label_features(*firings, *text, effects.decoder_ids)
     for at, name in enumerate(labels.columns, start=1):
         table.insert(at, name, labels[name])
     table.to_parquet(partial / layout.FEATURES, index=False)

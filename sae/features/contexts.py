@@ -1,6 +1,6 @@
 """What stands around a row, for the rules of automatic labels; and fair samples of rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -115,6 +115,20 @@ class RowsByToken:
                 rows[own_M == kind] = self.rows[self.starts[tokens + 1] - (ends_V[tokens] - nth)]
         return rows[rows != NONE]
 
+    def draw_of(
+        self, rows_of: Sequence[np.ndarray], n: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """`n` rows of the split out of several sets (ascending), each set equally likely."""
+        bounds = [np.searchsorted(rows, [self.first, self.last]) for rows in rows_of]
+        cut = [rows[a:b] for rows, (a, b) in zip(rows_of, bounds, strict=True)]
+        cut = [rows for rows in cut if len(rows)]
+        if not cut:
+            return np.empty(0, np.int64)
+        lengths = np.array([len(rows) for rows in cut])
+        which = rng.integers(0, len(cut), n)
+        at = (np.cumsum(lengths) - lengths)[which] + (rng.random(n) * lengths[which]).astype(int)
+        return np.concatenate(cut)[at].astype(np.int64)
+
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Random rows of the split."""
         return self.rows[rng.integers(0, len(self.rows), n)]
@@ -148,15 +162,12 @@ def draw_sample(
     n: int,
     strongest: int,
     rng: np.random.Generator,
+    rivals: Sequence[np.ndarray] = (),
 ) -> Sample | None:
     """A sample of one split; None if the feature never fires at or above `threshold` in it.
 
     Positives: the `strongest` of the firings at or above `threshold` and random others, duplicate
-    contexts folded. Negatives are rows where the feature is wholly silent, from as many draws of
-    each sort: any rows; rows with the positives' tokens; rows with tokens of the positives'
-    classes, without which "capitalised words" would do for a feature of one such word; rows after
-    the tokens that stand before the positives (half as many). A draw in which the feature fires
-    is dropped, not replaced, so that hard negatives are as frequent as the corpus has them.
+    contexts folded. Negatives: see `silent_rows`.
     """
     begin, end = np.searchsorted(rows_N, [by_token.first, by_token.last])
     own_rows, own_acts = rows_N[begin:end], acts_N[begin:end]
@@ -164,7 +175,7 @@ def draw_sample(
     if not len(strong):
         return None
     positive = own_rows[strong].astype(np.int64)
-    silent = _silent_rows(text, by_token, own_rows, positive, rng)
+    silent = silent_rows(text, by_token, own_rows, positive, rng, rivals)
     weights = own_acts[strong].astype(np.float64)
     contexts = text.at(np.concatenate([positive, silent]))
     return Sample(contexts, weights / weights.mean())
@@ -193,14 +204,26 @@ def _positives(
     return strong[np.sort(np.unique(hashes, return_index=True)[1])[:n]]
 
 
-def _silent_rows(
+def silent_rows(
     text: Text,
     by_token: RowsByToken,
     fired: np.ndarray,
     positive: np.ndarray,
     rng: np.random.Generator,
+    rivals: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
-    """The negatives: draws of each sort, less those among the rows that `fired`."""
+    """Rows of the split at which the feature is wholly silent (negatives).
+
+    From as many draws as there are positives of each sort: any rows; rows with the positives'
+    tokens; rows with tokens of the positives' classes, without which "capitalised words" would do
+    for a feature of one such word; rows of the `rivals` (ascending, of each); and, half as many,
+    rows after the tokens that stand before the positives. A draw in which the feature fires is
+    dropped, not replaced, so that hard negatives are as frequent as the corpus has them.
+
+    Args:
+        fired: ascending rows of the split at which the feature fires at all.
+        positive: those that are positives.
+    """
     flat = text.tokens_ST.reshape(-1)
     like = rng.permutation(positive)
     tokens = flat[like].astype(np.int64)
@@ -210,11 +233,18 @@ def _silent_rows(
             by_token.draw_like(tokens, rng),
             by_token.draw_kin(tokens, rng),
             by_token.draw_like(flat[like[::2] - 1].astype(np.int64), rng) + 1,
+            by_token.draw_of(rivals, len(positive), rng),
         ]
     )
     draws = draws[(draws % text.context > 0) & (draws < by_token.last)]
     at = np.minimum(np.searchsorted(fired, draws), len(fired) - 1)
     return draws[fired[at] != draws]
+
+
+def strong_rows(rows_N: np.ndarray, acts_N: np.ndarray, threshold: float) -> np.ndarray:
+    """The rows at which the activation (positive float16) is at or above `threshold`."""
+    # such numbers sort as their bit patterns do, and integers are compared far faster
+    return rows_N[acts_N.view(np.uint16) >= np.float16(threshold).view(np.uint16)]
 
 
 def document_kind(documents: pd.DataFrame) -> tuple[list[str], np.ndarray]:

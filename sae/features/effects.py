@@ -98,6 +98,14 @@ def logit_effect(residual_FD: torch.Tensor, unembed_DV: torch.Tensor) -> torch.T
     return logits_FV - logits_FV.mean(dim=1, keepdim=True)
 
 
+def promoted_tokens(
+    rows_ND: torch.Tensor, lm: "LanguageModel", site: str, unembed_DV: torch.Tensor
+) -> np.ndarray:
+    """Ids (N, `TOP_TOKENS`) of the largest logit effects of directions at `site`."""
+    logits_NV = logit_effect(to_residual(rows_ND.to(unembed_DV.device), lm, site), unembed_DV)
+    return logits_NV.topk(min(TOP_TOKENS, logits_NV.shape[1]), dim=1).indices.cpu().numpy()
+
+
 def _logit_chunk(logits_FV: torch.Tensor) -> tuple[torch.Tensor, ...]:
     most = min(TOP_TOKENS, logits_FV.shape[1])
     high, low = logits_FV.topk(most, dim=1), logits_FV.topk(most, dim=1, largest=False)

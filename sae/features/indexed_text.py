@@ -70,13 +70,16 @@ class IndexedText:
         return Document(number, id_, title, split, int(starts[number]), stop)
 
     @cached_property
+    def documents(self) -> pd.DataFrame:
+        """The columns start, id, title and split of every document."""
+        columns = ["start", "id", "title", "split"]
+        return read_table(self.folder / layout.DOCUMENTS, self.tokens_ST.size, columns)
+
+    @cached_property
     def _documents(self) -> dict[str, list[str]]:
-        table = self._document_table(["id", "title", "split"])
+        table = self.documents[["id", "title", "split"]]
         return {str(name): column.astype(str).to_list() for name, column in table.items()}
 
     @cached_property
     def _document_starts(self) -> np.ndarray:
-        return self._document_table(["start"])["start"].to_numpy()
-
-    def _document_table(self, columns: list[str]) -> pd.DataFrame:
-        return read_table(self.folder / layout.DOCUMENTS, self.tokens_ST.size, columns)
+        return self.documents["start"].to_numpy()

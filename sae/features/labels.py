@@ -4,12 +4,13 @@ A rule (see `rules`) is induced on train contexts; the label's score is the rule
 of held-out documents that had no part in choosing it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from sae.features.contexts import RowsByToken, Sample, Text, draw_sample
+from sae.features.contexts import RowsByToken, Sample, Text, draw_sample, strong_rows
 from sae.features.label_text import describe, kind_of, listed
 from sae.features.layout import OF_LABEL
 from sae.features.rule_counts import HeldoutText, RuleCounts
@@ -29,11 +30,13 @@ WORST_TRAIN_F1, WORST_OF_FEW = 0.6, 0.8
 positives, where no half of the sample could check the other, more is asked."""
 DENSE = 0.3
 NO_COUNTS = RuleCounts()
+RIVALS = 5
+"""Nearest features by decoder cosine; where they fire at `FIRES_SHARE` are hard negatives."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label and, where held-out text allows it, its F1, precision and recall there: of
+    """A label and, where held-out text allows it, its F1, precision, recall and AUC there: of
     `label_contexts` sampled contexts, in `label_positives` of which the feature fires strongly.
     """
 
@@ -42,6 +45,7 @@ class Label:
     label_score: float | None = None
     label_precision: float | None = None
     label_recall: float | None = None
+    label_auc: float | None = None
     label_contexts: int = 0
     label_positives: int = 0
     counts: RuleCounts = NO_COUNTS
@@ -61,6 +65,7 @@ def label_features(
     vocabulary: Vocabulary,
     documents: pd.DataFrame,
     splits: dict[str, list[int]],
+    neighbours_FN: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """The fields of `Label` and `RuleCounts` as columns; one row per feature.
 
@@ -68,21 +73,35 @@ def label_features(
     score is that of "the next token is one of the promoted"); "dead". A score is null where the
     feature is dead or fires in fewer than `FEWEST_HELDOUT` distinct held-out contexts.
     """
-    labeller = _Labeller(tokens_ST, vocabulary, documents, splits)
+    labeller = Labeller(tokens_ST, vocabulary, documents, splits)
+    largest_F = table["max"].to_list()
     found: list[Label] = []
-    numbers = zip(table["max"], table["density"], table["promoted_ids"], strict=True)
-    for feature, (largest, density, promoted) in enumerate(numbers):
+
+    def firings(feature: int) -> tuple[np.ndarray, np.ndarray]:
         start, stop = indptr[feature], indptr[feature + 1]
-        if start == stop:
+        return np.asarray(rows[start:stop]), np.asarray(acts[start:stop])
+
+    def strong(feature: int) -> np.ndarray:
+        return strong_rows(*firings(feature), FIRES_SHARE * largest_F[feature])
+
+    for feature, (density, promoted) in enumerate(
+        zip(table["density"], table["promoted_ids"], strict=True)
+    ):
+        own = firings(feature)
+        if not len(own[0]):
             found.append(Label("dead", "dead"))
             continue
-        own = np.asarray(rows[start:stop]), np.asarray(acts[start:stop])
-        found.append(labeller.label(feature, *own, largest, density, promoted))
+        near = () if neighbours_FN is None else neighbours_FN[feature, :RIVALS]
+        rivals = [strong(int(one)) for one in near if one >= 0]
+        largest = largest_F[feature]
+        found.append(labeller.label(feature, *own, largest, density, promoted, rivals))
     columns = pd.DataFrame([label.columns for label in found])
     return columns.astype(dict.fromkeys(OF_LABEL, np.float64))
 
 
-class _Labeller:
+class Labeller:
+    """Labels features (or anything else that fires at rows) of one indexed text."""
+
     def __init__(
         self,
         tokens_ST: np.ndarray,
@@ -104,19 +123,22 @@ class _Labeller:
 
     def label(
         self,
-        feature: int,
+        seed: int,
         rows_N: np.ndarray,
         acts_N: np.ndarray,
         largest: float,
         density: float,
-        promoted: np.ndarray,
+        promoted: Sequence[int] | np.ndarray,
+        rivals: Sequence[np.ndarray],
     ) -> Label:
-        """The label of one living feature."""
-        rng = np.random.default_rng(feature)
-        threshold = FIRES_SHARE * largest
-        draw = (rows_N, acts_N, threshold, POSITIVES)
-        train = self.train and draw_sample(self.text, self.train, *draw, STRONGEST, rng)
-        heldout = self.heldout and draw_sample(self.text, self.heldout, *draw, 0, rng)
+        """The label of one living feature; `seed` (its number) decides which contexts are drawn.
+
+        `rivals`: rows at which each of its neighbours fires strongly.
+        """
+        rng = np.random.default_rng(seed)
+        draw = (rows_N, acts_N, FIRES_SHARE * largest, POSITIVES)
+        train = self.train and draw_sample(self.text, self.train, *draw, STRONGEST, rng, rivals)
+        heldout = self.heldout and draw_sample(self.text, self.heldout, *draw, 0, rng, rivals)
         rule, f1, wanted = None, 0.0, WORST_TRAIN_F1
         if train is not None and len(train.weights) >= FEWEST_TRAIN:
             rule, f1 = induce(train, self.facts, len(self.text.kinds), density > DENSE)
@@ -137,15 +159,25 @@ class _Labeller:
 
 def score(
     rule: Rule, sample: Sample | None, facts: TokenFacts
-) -> tuple[float | None, float | None, float | None]:
-    """(F1, precision, recall) of the rule on a sample, every context counted once.
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """(F1, precision, recall, AUC) of the rule on a sample, every context counted once.
 
-    A rule that fires on nothing has precision 0. None each if there are too few positives.
+    A rule that fires on nothing has precision 0. The AUC ranks contexts by how many of the rule's
+    two conditions hold: the share of pairs (firing, silent) in which the firing has more, a tie
+    counting half. None each if there are too few positives, the AUC also without negatives.
     """
     if sample is None or len(sample.weights) < FEWEST_HELDOUT:
-        return None, None, None
-    says, fires = rule.test(sample.contexts, facts), sample.fires
+        return None, None, None, None
+    held, fires = rule.held(sample.contexts, facts), sample.fires
+    says = held == 2
     hit = float((says & fires).sum())
     precision, recall = hit / max(float(says.sum()), 1.0), hit / float(fires.sum())
     f1 = 2 * hit / float(says.sum() + fires.sum())
-    return f1, precision, recall
+    return f1, precision, recall, _auc(held[fires], held[~fires])
+
+
+def _auc(firing: np.ndarray, silent: np.ndarray) -> float | None:
+    if not len(silent):
+        return None
+    more = np.sign(firing[:, None] - silent[None, :])
+    return float((1 + more.mean()) / 2)

@@ -26,7 +26,7 @@ COLUMNS = (
 )
 """What every table of features has."""
 OF_LABEL = (
-    *("label_score", "label_precision", "label_recall"),
+    *("label_score", "label_precision", "label_recall", "label_auc"),
     *("specificity", "specificity_mass", "sensitivity"),
 )
 """What is said of an automatic label, and means nothing of a label that a user wrote."""

@@ -65,7 +65,12 @@ class Rule:
     around: Condition = ANY
 
     def test(self, contexts: Contexts, facts: TokenFacts) -> np.ndarray:
-        return self.token.test(contexts, facts) & self.around.test(contexts, facts)
+        return self.held(contexts, facts) == 2
+
+    def held(self, contexts: Contexts, facts: TokenFacts) -> np.ndarray:
+        """How many of the two conditions hold, (M,) int; "any" always does."""
+        token, around = (one.test(contexts, facts) for one in (self.token, self.around))
+        return token.astype(np.int64) + around
 
 
 @dataclass

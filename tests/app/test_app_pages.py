@@ -419,3 +419,26 @@ def test_a_users_label_has_no_specificity(run: Path) -> None:
     FeatureIndex.open(run / "features" / "hostile").notes.set_label(0, "mine")
     item = view(open_page("features", filter="0"), "table")["items"][0]
     assert (item["label_score"], item["specificity"], item["sensitivity"]) == ("–", "–", "–")
+
+
+def test_what_a_language_model_said_is_shown_as_text(run: Path) -> None:
+    index = FeatureIndex.open(run / "features" / "hostile")
+    side = {test: {"balanced_accuracy": 0.875} for test in ("detection", "fuzzing")}
+    record = {"explanation": "<b>verbs</b> :red[of] saying", **side, "shuffled": side}
+    report: dict[str, Any] = {
+        "settings": {"coder_hash": index.meta["coder_hash"], "model": "m`1`"},
+        "features": {"0": record, "1": {**record, "explanation": None}},
+    }
+    file = run / "evaluation" / "mechanisms" / "hostile.explanations.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(report))
+    shown = said(open_page("feature", feature="0"))
+    assert r"\<b\>verbs\<\/b\> \:red\[of\] saying" in shown
+    assert "detection 0.88, another's 0.88" in shown
+    assert r"m\`1\`" in shown
+    assert "another's" not in said(open_page("feature", feature="1"))
+    report["settings"]["coder_hash"] = "0" * 64  # of weights that are no more
+    file.write_text(json.dumps(report))
+    assert "another's" not in said(open_page("feature", feature="0"))
+    file.write_text("{")
+    assert "another's" not in said(open_page("feature", feature="0"))

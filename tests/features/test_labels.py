@@ -4,7 +4,16 @@ import pytest
 from synthetic import BOS, CONTEXT, HELDOUT, TOKENS, TRAIN, make_documents, make_tokens, token
 
 from sae.features import FeatureIndex, Vocabulary
-from sae.features.contexts import NONE, RowsByToken, Text, document_kind, draw_sample, line_starts
+from sae.features.contexts import (
+    NONE,
+    RowsByToken,
+    Text,
+    document_kind,
+    draw_sample,
+    line_starts,
+    silent_rows,
+    strong_rows,
+)
 from sae.features.label_text import describe, quoted
 from sae.features.labels import FIRES_SHARE, label_features, score
 from sae.features.rules import ANY, Condition, Rule, induce
@@ -36,6 +45,7 @@ def test_known_features_get_their_rule(
 
 def test_scores_are_of_held_out_text(index: FeatureIndex, dense_acts: np.ndarray) -> None:
     table = index.table
+    assert table["label_auc"][1] == 1.0
     assert table["label_score"][1] == table["label_precision"][1] == 1.0
     scores = table[["label_score", "label_precision", "label_recall"]]
     assert scores.loc[4].isna().all()
@@ -45,6 +55,7 @@ def test_scores_are_of_held_out_text(index: FeatureIndex, dense_acts: np.ndarray
     assert rare.any()
     assert scores["label_score"][rare].isna().all()
     assert scores["label_score"][in_heldout > 15].notna().all()
+    assert table["label_auc"][in_heldout > 15].between(0, 1).sum() >= (in_heldout > 15).sum() - 1
     known = scores.dropna()
     p, r = known["label_precision"], known["label_recall"]
     np.testing.assert_allclose(known["label_score"], 2 * p * r / np.maximum(p + r, 1e-9))
@@ -159,14 +170,65 @@ def test_rule_scores_are_plain_f1() -> None:
     assert sample is not None
     current = sample.contexts.current
     rule = Rule(Condition("current", "tokens", (token(" of"),)))
-    f1, precision, recall = score(rule, sample, FACTS)
+    f1, precision, recall, auc = score(rule, sample, FACTS)
     assert precision == 1.0
     of, positives = (current[: len(sample.weights)] == token(" of")).sum(), len(sample.weights)
     assert recall == of / positives
+    # of a rule with one condition it is the mean of the shares on either side that are right
+    assert auc == pytest.approx((recall + 1) / 2)
     assert f1 == pytest.approx(2 * recall / (1 + recall))
     nothing = Rule(Condition("current", "tokens", (0,)))
-    assert score(nothing, sample, FACTS) == (0.0, 0.0, 0.0)
-    assert score(rule, None, FACTS) == (None, None, None)
+    assert score(nothing, sample, FACTS) == (0.0, 0.0, 0.0, 0.5)
+    assert score(rule, None, FACTS) == (None, None, None, None)
+
+
+def test_half_a_rule_ranks_between_all_of_it_and_none() -> None:
+    tokens = make_tokens().reshape(-1)
+    after = np.concatenate([[0], tokens[:-1]])
+    fires = (tokens == token(" of")) & (after == token(" the"))
+    _, sample = draw(fires)
+    assert sample is not None
+    whole = Rule(
+        Condition("current", "tokens", (token(" of"),)),
+        Condition("previous", "tokens", (token(" the"),)),
+    )
+    assert score(whole, sample, FACTS) == (1.0, 1.0, 1.0, 1.0)
+    # a rule that asks for too much: it says no to all, and still ranks firings first
+    narrow = Rule(whole.token, Condition("previous", "tokens", (token(" king"),)))
+    f1, _, _, auc = score(narrow, sample, FACTS)
+    assert f1 == 0.0
+    assert auc is not None
+    assert auc > 0.7
+
+
+def test_neighbours_firings_are_among_the_negatives() -> None:
+    """Two features of one word, of which one fires before nouns alone: a token rule is not enough
+    where the other fires."""
+    tokens = make_tokens()
+    flat = tokens.reshape(-1)
+    text = Text(tokens, FACTS, make_documents())
+    by_token = RowsByToken(tokens, (0, TRAIN), FACTS)
+    inside = np.arange(flat.size) < TRAIN * CONTEXT
+    fired = np.flatnonzero((flat == token(" king")) & inside).astype(np.uint32)
+    rival = np.flatnonzero(flat == token(" queen")).astype(np.uint32)
+    other = np.flatnonzero(flat == token(" river")).astype(np.uint32)[:3]
+
+    def negatives(*rivals: np.ndarray) -> np.ndarray:
+        return silent_rows(text, by_token, fired, fired, np.random.default_rng(0), rivals)
+
+    plain, hard = negatives(), negatives(rival, other)
+    np.testing.assert_array_equal(plain, hard[: len(plain)])
+    added = hard[len(plain) :]
+    assert len(added) == len(fired)
+    assert np.isin(added, np.concatenate([rival, other])).all()
+    assert 0.3 < np.isin(added, other).mean() < 0.7  # each neighbour as often, however many firings
+    assert (added < TRAIN * CONTEXT).all()
+    assert not len(negatives(fired)) > len(plain)  # where both fire is no negative
+
+
+def test_strong_rows_are_those_at_or_above_the_threshold() -> None:
+    acts = np.array([0.1, 0.5, 0.4999, 7, 60000], np.float16)
+    np.testing.assert_array_equal(strong_rows(np.arange(5), acts, 0.5), [1, 3, 4])
 
 
 def test_simple_rules_win_where_they_say_as_much() -> None:
