@@ -9,7 +9,9 @@ from typing import Any
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from pipelines.sweep import SIZES, family_name
-from sae.base.files import read_json, sha256_json, write_json, write_text
+from sae.base.files import sha256_json, write_json, write_text
+from sae.base.foreign import reading
+from sae.base.results import read_evaluation
 from sae.base.sums import require_intact
 from sae.coders import load_coder
 from sae.metrics.compare import compare
@@ -27,9 +29,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     folder = config.folder / "evaluation"
     coders = config.train.coders
     require_intact(folder, [f"{coder.name}.json" for coder in coders])
-    evaluations = {coder.name: read_json(folder / f"{coder.name}.json") for coder in coders}
-    write_report(evaluations, folder / "report.html")
-    found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
+    evaluations = {coder.name: read_evaluation(folder / f"{coder.name}.json") for coder in coders}
+    with reading(f"What lies in {folder}", "run `sae evaluate` again"):
+        write_report(evaluations, folder / "report.html")
+        found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
     found["stability"] = _stability(config)
     write_json(folder / "compare" / "comparison.json", found)
     write_comparison(found, folder / "compare" / "comparison.html")
