@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, nearest
-from sae.base.files import read_json
+from sae.base.results import read_evaluation
 
 ENVIRONMENT = "LOUPE_RUN"
+UNFINISHED = (".partial", ".old")
+"""Ends of the names of folders that an index is made in, or that it replaced."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Run:
     def evaluation(self, coder: str) -> dict[str, Any] | None:
         """The evaluation of a coder, or None if it has not been made."""
         path = self.folder / "evaluation" / f"{coder}.json"
-        return read_json(path) if path.is_file() else None
+        return read_evaluation(path) if path.is_file() else None
 
     def command(self, stage: str) -> str:
         """The command that makes what `stage` makes."""
@@ -48,7 +50,8 @@ class Run:
 def _folders_with(parent: Path, file: str) -> list[str]:
     if not parent.is_dir():
         return []
-    return sorted(found.name for found in parent.iterdir() if (found / file).is_file())
+    found = (folder.name for folder in parent.iterdir() if (folder / file).is_file())
+    return sorted(name for name in found if not name.endswith(UNFINISHED))
 
 
 def find_run() -> Run:
