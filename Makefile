@@ -21,7 +21,8 @@ test: $(VENV)/installed
 test-gpu: $(VENV)/installed
 	$(BIN)/python -m pytest -m gpu -rs tests/kernels tests/training $(PYTEST_ARGS)
 
-# Kills, damage and full disks at random, with a table of what came of them; TORTURE=full for more.
+# Kills, damage, full disks and changed files at random, with tables of what came of them; TORTURE=full
+# for more.
 torture: $(VENV)/installed
 	$(BIN)/python -m pytest -m torture tests/torture $(PYTEST_ARGS)
 

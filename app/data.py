@@ -143,7 +143,7 @@ def _matches(
 ) -> np.ndarray:
     table = _table(folder, stamp, notes)
     if expression:
-        ids = np.asarray(select(_index(folder, stamp), expression), dtype=np.int64)
+        ids = np.asarray(select(_index(folder, stamp), expression, files=False), np.int64)
     else:
         ids = np.arange(len(table))
     if sort == "id" or sort not in table:  # of a scorecard that is not there

@@ -19,6 +19,8 @@ def streamlit_arguments(
         "theme.base": str(HERE / "theme" / "loupe.toml"),
         "server.headless": str(headless).lower(),
         "server.address": "127.0.0.1",
+        "server.enableXsrfProtection": "true",  # whatever a configuration of the user's says
+        "server.enableCORS": "true",
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, nearest
-from sae.base.files import read_json, sha256_file
+from sae.base.files import read_json_object, sha256_file
+from sae.base.results import read_evaluation
 from sae.base.sums import SUMS, read_sums
 
 ENVIRONMENT = "LOUPE_RUN"
 WEIGHTS = "sae_weights.safetensors"  # as `sae.coders` writes them; to ask it would load torch
+UNFINISHED = (".partial", ".old")
+"""Ends of the names of folders that an index is made in, or that it replaced."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class Run:
             return read_sums(folder).get(WEIGHTS)
         if (folder / WEIGHTS).is_file():  # of another tool
             return sha256_file(folder / WEIGHTS)
-        return read_json(index)["coder_hash"] if index.is_file() else None
+        return read_json_object(index).get("coder_hash") if index.is_file() else None
 
     def evaluation(self, coder: str) -> dict[str, Any] | None:
         """The evaluation of a coder, or None if it has not been made."""
         path = self.folder / "evaluation" / f"{coder}.json"
-        return read_json(path) if path.is_file() else None
+        return read_evaluation(path) if path.is_file() else None
 
     def command(self, stage: str) -> str:
         """The command that makes what `stage` makes."""
@@ -59,7 +62,8 @@ class Run:
 def _folders_with(parent: Path, file: str) -> list[str]:
     if not parent.is_dir():
         return []
-    return sorted(found.name for found in parent.iterdir() if (found / file).is_file())
+    found = (folder.name for folder in parent.iterdir() if (folder / file).is_file())
+    return sorted(name for name in found if not name.endswith(UNFINISHED))
 
 
 def find_run() -> Run:

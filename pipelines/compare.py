@@ -11,7 +11,9 @@ from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from pipelines.results import folder_of, require_current
 from pipelines.sweep import SIZES, family_name
-from sae.base.files import read_json, write_json, write_text
+from sae.base.files import write_json, write_text
+from sae.base.foreign import reading
+from sae.base.results import read_evaluation
 from sae.coders import load_coder
 from sae.metrics.compare import compare
 from sae.metrics.report import write_comparison, write_report_index
@@ -30,9 +32,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     folder, coders = folder_of(config), config.train.coders
     require_current(config, [coder.name for coder in coders])
-    evaluations = {coder.name: read_json(folder / f"{coder.name}.json") for coder in coders}
-    write_report_index(evaluations, folder / "report.html", "compare/comparison.html")
-    found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
+    evaluations = {coder.name: read_evaluation(folder / f"{coder.name}.json") for coder in coders}
+    with reading(f"What lies in {folder}", "run `sae evaluate` again"):
+        write_report_index(evaluations, folder / "report.html", "compare/comparison.html")
+        found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
     found["stability"] = _stability(config)
     write_json(folder / "compare" / "comparison.json", found)
     write_comparison(found, folder / "compare" / "comparison.html")

@@ -17,6 +17,7 @@ import torch
 
 from pipelines.grok_card import export
 from sae.base.files import atomic_write, write_json
+from sae.base.tensors import read_state
 from sae.lm.modular_addition import ModularAddition, answers, pair_losses, split_pairs
 
 
@@ -105,7 +106,7 @@ def load_checkpoint(work: Path, net: ModularAddition, optimizer: torch.optim.Opt
     path = work / "checkpoint.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = read_state(path)
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["epoch"])

@@ -10,11 +10,13 @@ from pipelines.config import RunConfig
 from pipelines.manifest import CODE, code_hash
 from pipelines.progress import progress
 from sae.base.errors import UserError
+from sae.base.memory import require_memory
 from sae.corpus import PackedCorpus, open_corpus, pack_corpus
 from sae.lm import LanguageModel, load_lm
 from sae.lm.load import tokenizer_hash
 from sae.store import DocumentTable, StoreSpec, StoreWriter
-from sae.store.schema import CHUNK_ROWS
+from sae.store.schema import BYTES_PER_VALUE, CHUNK_ROWS
+from sae.store.writer import WAITING
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -41,12 +43,22 @@ def run(config: RunConfig) -> dict[str, Any]:
         compression=config.harvest.compression,  # pyright: ignore[reportArgumentType]
         code=code_hash(*CODE["harvest"]),
     )
+    _check_memory(spec)
     documents = DocumentTable(packed.document_start, packed.document_id, packed.document_title)
     with StoreWriter(config.store, spec, packed.tokens, documents) as writer:
         with progress("harvest", spec.rows) as update:
             harvest_shards(lm, writer, packed.tokens, config.harvest.batch, update)
         writer.finish()
     return {"tokens": spec.rows, "bytes": spec.bytes, "documents": len(documents)}
+
+
+def _check_memory(spec: StoreSpec) -> None:
+    """Shards that are there at once: one that the model fills, one that is written, and those that
+    wait for the disk."""
+    rows = min(spec.shard_sequences, spec.sequences) * spec.context
+    shards = min(2 + WAITING, spec.shards)
+    needed = shards * rows * sum(spec.sites.values()) * BYTES_PER_VALUE
+    require_memory(needed, "The harvest", "give fewer `harvest.sites` at a time")
 
 
 def tokenise(config: RunConfig, lm: LanguageModel) -> tuple[dict[str, Any], PackedCorpus]:

@@ -12,9 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic's, before Python 3.12
+
 import sae
 from sae.base.errors import UserError
 from sae.base.files import read_json, read_sealed_json, write_sealed_json
+from sae.base.foreign import is_inside, reading
 from sae.base.locks import Lock
 
 SCHEMA = 2
@@ -32,6 +36,18 @@ CODE = {
 CONTROLS = ("sae.training", "sae.kernels", "sae.coders", "sae.metrics.controls")
 """The source that decides what a control is once it is fitted."""
 RECORDED = ("torch", "transformers", "tokenizers", "zarr", "numpy", "safetensors")
+
+
+class Item(TypedDict):
+    """What every reader of the manifest needs of an item; there may be more."""
+
+    fingerprint: str
+    outputs: list[str]
+    seconds: float
+    finished: str
+
+
+_FORM = TypeAdapter(dict[str, Item], config={"strict": True})
 
 
 @dataclass
@@ -62,7 +78,13 @@ class Manifest:
                 ) from None
         if content.get("schema") not in (SCHEMA, UNSEALED):
             raise UserError(f"{path} has schema {content.get('schema')!r}; expected {SCHEMA}.")
-        return cls(path, content["items"], content.get("configuration"))
+        with reading(path, "remove it; `sae run` then does every stage anew"):
+            _FORM.validate_python(content["items"])
+            outputs = [name for item in content["items"].values() for name in item["outputs"]]
+            if outside := [name for name in outputs if not is_inside(name)]:
+                raise ValueError(f"it names `{outside[0]}`, which is not in the run")
+            items = content["items"]
+        return cls(path, items, content.get("configuration"))
 
     def is_current(self, name: str, fingerprint: str) -> bool:
         """Whether the item was made by exactly this, and its outputs are still there."""

@@ -22,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from pipelines.pretrain_card import export
 from pipelines.pretrain_data import END_OF_TEXT, IGNORED, Tokens, batch, open_streams
 from sae.base.files import atomic_write, write_json
+from sae.base.tensors import read_state
 from sae.corpus.sources import Split
 
 
@@ -142,7 +143,7 @@ def load_checkpoint(
     path = work / "checkpoint.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location=model.device)
+    state = read_state(path)
     model.load_state_dict(state["model"])
     for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(own)

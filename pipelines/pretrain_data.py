@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from sae.base.files import atomic_write
+from sae.base.foreign import read_npy
 from sae.corpus.sources import Corpus, Split, open_corpus, split_of
 
 END_OF_TEXT = "<|endoftext|>"
@@ -73,7 +74,7 @@ def token_stream(
                 pieces.append(np.array([tokenizer.bos_token_id, *ids], dtype=np.uint16))
         stream = np.concatenate(pieces)
         atomic_write(path, lambda file: np.save(file, stream))
-    return np.load(path, mmap_mode="r")
+    return read_npy(path, mapped=True)
 
 
 def batch(

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.config import RunConfig
 from pipelines.manifest import Manifest
 from pipelines.progress import console, human_count
-from sae.base.errors import UserError
-from sae.base.files import human_bytes, read_json
+from sae.base.errors import UserError, one_line
+from sae.base.files import human_bytes, read_json, read_json_object
+from sae.base.foreign import reading
+from sae.base.results import read_evaluation
+from sae.base.sums import require_intact
 
 TOKENS = "{tokens}"  # the form of a column that says on how many tokens a number rests
 SHOWN = (
@@ -30,7 +34,7 @@ OF_MANY = ("l0", "delta_ce", "alive", "fvu")  # what of more of them fits on a l
 def print_summary(config: RunConfig) -> None:
     """One row per coder with 95 % intervals: of a few, with their controls; of many, by L0."""
     found = {
-        coder.name: read_json(path)
+        coder.name: read_evaluation(path)
         for coder in config.train.coders
         if (path := config.folder / "evaluation" / f"{coder.name}.json").exists()
     }
@@ -40,23 +44,23 @@ def print_summary(config: RunConfig) -> None:
     table = _table(str(config.folder), "coder", *(heading for heading, _, _ in shown))
     for name in names:
         table.add_row(name, *_cells(found[name]["metrics"], shown, interval=True))
-        if few and found[name]["controls"]:
+        if few and found[name].get("controls"):
             table.add_row(*_on_controls_tokens(found[name], shown), style="dim")
             for control, metrics in found[name]["controls"].items():
                 table.add_row(f"    {control}", *_cells(metrics, shown), style="dim")
     console.print(table)
-    if len(found) > 1:
-        _print_comparison(config.folder / "evaluation" / "compare" / "comparison.json")
+    comparison = config.folder / "evaluation" / "compare" / "comparison.json"
+    if len(found) > 1 and comparison.exists():
+        with reading(comparison, "run `sae evaluate` again"):
+            _print_comparison(read_json(comparison))
     for label, path in _products(config):
         console.print(f"{label:<10} {path}")
     console.print(f"next       [bold]sae browse {config.folder}[/]")
 
 
-def _print_comparison(path: Path) -> None:
+def _print_comparison(comparison: dict[str, Any]) -> None:
     """The Pareto front and the errors at equal L0, site by site."""
-    if not path.exists():
-        return
-    for group in read_json(path)["groups"]:
+    for group in comparison["groups"]:
         sites = (group["site"], group["target_site"])
         where = " to ".join(dict.fromkeys(sites))  # the second is a transcoder's
         for error, label in (("fvu", "FVU"), ("delta_ce", "ΔCE")):
@@ -103,7 +107,7 @@ def _on_controls_tokens(
 
 
 def _l0(evaluation: dict[str, Any]) -> float:
-    return evaluation["metrics"]["l0"]["value"] or 0.0
+    return evaluation["metrics"].get("l0", {}).get("value") or 0.0
 
 
 def _cells(
@@ -151,19 +155,28 @@ def print_info(path: Path) -> None:
         (path / "index.json", _index_info),
     ):
         if known.exists():
-            for label, value in show(path):
-                console.print(f"[bold]{label:<14}[/]{value}")
-            return
+            with reading(path):
+                facts = show(path)
+            return _print_facts(facts)
     if path.suffix == ".h5" and path.exists():
-        import h5py
-
-        with h5py.File(path) as file:
-            for label, value in file.attrs.items():
-                console.print(f"[bold]{label:<14}[/]{value}")
-        return
+        return _print_facts(_export_info(path))
     raise UserError(
         f"{path} is no run folder, activation store, coder, feature index or export of Loupe."
     )
+
+
+def _print_facts(facts: Sequence[tuple[str, Any]]) -> None:
+    for label, value in facts:
+        console.print(
+            Text(f"{one_line(label, 60):<14}", "bold"), one_line(str(value)), markup=False
+        )
+
+
+def _export_info(path: Path) -> list[tuple[str, str]]:
+    from sae.io.hdf5_attributes import read_attributes
+
+    require_intact(path.parent, [path.name])
+    return read_attributes(path)
 
 
 def _run_info(path: Path) -> list[tuple[str, Any]]:
@@ -180,7 +193,7 @@ def _store_info(path: Path) -> list[tuple[str, Any]]:
     lines: list[tuple[str, Any]] = [
         ("store", path),
         ("model", f"{store.spec.model['name']} ({store.spec.model['hash'][:12]})"),
-        ("corpus", store.spec.corpus["description"].get("source")),
+        ("corpus", _source(store.spec.corpus.get("description"))),
         ("rows", f"{store.sequences:,} sequences x {store.context} positions"),
         ("size", human_bytes(store.spec.bytes)),
     ]
@@ -191,9 +204,13 @@ def _store_info(path: Path) -> list[tuple[str, Any]]:
     return lines
 
 
+def _source(description: Any) -> Any:
+    return description.get("source") if isinstance(description, dict) else description
+
+
 def _coder_info(path: Path) -> list[tuple[str, Any]]:
-    config = read_json(path / "cfg.json")
-    metadata = config.get("metadata", {})
+    config = read_json_object(path / "cfg.json")
+    metadata = config.get("metadata") or {}
     return [
         ("coder", path),
         ("architecture", config["architecture"]),

@@ -119,3 +119,17 @@ def tiny_settings(folder: Path, model: Path, corpus: Path) -> list[str]:
 @pytest.fixture
 def tiny_config(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
     return tiny_settings(tmp_path / "run", tiny_folder, tiny_corpus)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_corpus: Path
+) -> Path:
+    """A whole tiny run, made once, which tests only read or copy."""
+    from tests.pipelines.command import sae
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    output = sae("run", *tiny_settings(folder, tiny_folder, tiny_corpus))
+    assert "topk" in output
+    assert "sae browse" in output
+    return folder

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sae.base.errors import UserError, nearest
-from sae.base.foreign import LONGEST_REASON, require_size
+from sae.base.foreign import LONGEST_REASON, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 LARGEST = 2**22
@@ -39,8 +39,7 @@ def read_yaml(file: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file: no tags of Python, no aliases that unfold without end."""
     file = Path(file)
     try:
-        require_size(file, LARGEST)
-        values = _parsed(file.read_bytes())
+        values = _parsed(read_bytes(file, LARGEST))
     except FileNotFoundError:
         raise UserError(
             f"The configuration {file} does not exist; give a YAML file, the folder of a run, or "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sae.base.errors import UserError
+from sae.base.foreign import read_bytes
 
 LARGEST_JSON = 2**26
 
@@ -62,17 +63,34 @@ def write_json(path: Path | str, value: object) -> Path:
 
 def read_json(path: Path | str) -> Any:
     """What a JSON file holds. Raises `UserError` if there is none, it is too large, or no JSON."""
-    path = Path(path)
+    return parse_json(_json_bytes(path), path)
+
+
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """As `read_json`, of a file that must hold an object: {name: value}."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object but {type(value).__name__}; make it again.")
+    return value
+
+
+def parse_json(data: bytes, where: object) -> Any:
+    """Strict JSON: no NaN, no infinity. Raises `UserError` about `where`."""
     try:
-        if (size := path.stat().st_size) > LARGEST_JSON:
-            raise UserError(f"{path} has {human_bytes(size)}, more than any JSON file of Loupe's.")
-        return json.loads(path.read_bytes())
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # nested too deep, or numbers too long
+        raise UserError(f"{where} is not valid JSON ({error}); make it again.") from None
+
+
+def _json_bytes(path: Path | str) -> bytes:
+    try:
+        return read_bytes(path, LARGEST_JSON)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; it was expected to be a JSON file.") from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:  # nested too deep, or numbers too long
-        raise UserError(f"{path} is not valid JSON ({error}); make it again.") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def write_sealed_json(path: Path | str, value: dict[str, Any]) -> Path:
@@ -82,10 +100,11 @@ def write_sealed_json(path: Path | str, value: dict[str, Any]) -> Path:
 
 def read_sealed_json(path: Path | str) -> dict[str, Any]:
     """What `write_sealed_json` wrote. Raises `UserError` if a byte of the file has changed."""
-    value = read_json(path)
+    data = _json_bytes(path)
+    value = parse_json(data, path)
     content = {k: v for k, v in value.items() if k != "sha256"} if isinstance(value, dict) else {}
     whole = {**content, "sha256": sha256_json(content)}
-    if value != whole or Path(path).read_bytes() != _json(whole).encode():
+    if value != whole or data != _json(whole).encode():
         raise UserError(f"{path} is damaged: it does not have the SHA-256 that it carries.")
     return content
 

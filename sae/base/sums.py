@@ -14,9 +14,11 @@ from pathlib import Path
 
 from sae.base.errors import UserError
 from sae.base.files import sha256_file, write_text
+from sae.base.foreign import is_inside, read_bytes
 from sae.base.locks import Lock
 
 SUMS = "SHA256SUMS"
+LARGEST = 2**28
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
@@ -24,7 +26,7 @@ def read_sums(folder: Path | str) -> dict[str, str]:
     """{path relative to the folder: sha256}. Raises `UserError` if absent or not as written."""
     path = Path(folder) / SUMS
     try:
-        text = path.read_bytes().decode()
+        text = read_bytes(path, LARGEST).decode()
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, so nothing says what {folder} held; make it again."
@@ -32,9 +34,10 @@ def read_sums(folder: Path | str) -> dict[str, str]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is damaged (it is not UTF-8); make {folder} again.") from None
     sums = {name: digest for digest, name in _LINE.findall(text)}
-    if _text(sums) != text:
+    if _text(sums) != text or not all(map(is_inside, sums)):
         raise UserError(
-            f"{path} is damaged (it is not a sorted list of sums); make {folder} again."
+            f"{path} is damaged (it is not a sorted list of sums of files there); make {folder} "
+            "again."
         )
     return sums
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, read_json, sha256_file, write_json
+from sae.base.files import atomic_write, read_json_object, sha256_file, write_json
 from sae.base.foreign import reading
 from sae.base.sums import SUMS, require_intact, seal
+from sae.base.tensors import read_safetensors
 from sae.coders.contract import Coder
 from sae.coders.registry import ARCHITECTURES, make_coder
 
@@ -55,7 +56,7 @@ def load_coder(folder: Path | str, device: str = "cpu") -> Coder:
             f"There is no coder in {folder} ({CONFIG} is missing); make one with `sae train`."
         )
     require_intact(folder, [CONFIG, WEIGHTS])
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     with reading(f"The coder in {folder}"):
         return _coder_of(config, folder).requires_grad_(False).eval().to(torch.device(device))
 
@@ -71,7 +72,7 @@ def _coder_of(config: dict[str, Any], folder: Path) -> Coder:
     _refuse_what_changes_meaning(config, folder, kind)
     d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
     options = {k: config[k] for k in kind.hyperparameters if k in config}
-    tensors = load_file(folder / WEIGHTS)
+    tensors = read_safetensors(folder / WEIGHTS)
     _require_sizes(tensors, d_in, d_sae, folder)
     coder = make_coder(architecture, d_in, d_sae, **options)
     _require_shapes(coder, tensors, folder)

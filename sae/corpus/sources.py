@@ -6,17 +6,19 @@ manifest made from it.
 
 import glob
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sae.base.errors import UserError, nearest
-from sae.base.foreign import reading
+from sae.base.files import parse_json
+from sae.base.foreign import read_bytes, reading, require_file
 
 Split = Literal["train", "heldout"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+LARGEST_TEXT, LONGEST_LINE = 2**30, 2**26
+"""Bytes of a text file, which is one document, and of a line of JSON."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ def open_corpus(spec: str, column: str = "text") -> Corpus:
     if spec.startswith("hf:"):
         return _hugging_face(spec)
     paths = _local_paths(spec)
-    files = {str(path): path.stat().st_size for path in paths}
+    files = {str(path): _size(path) for path in paths}
     description = {"source": spec, "column": column, "files": files}
     return Corpus(spec, lambda: _read_all(paths, column), description)
+
+
+def _size(path: Path) -> int:
+    with reading(path, "mend or drop it"):  # a link may lead nowhere
+        return require_file(path)
 
 
 def _local_paths(spec: str) -> list[Path]:
@@ -88,34 +95,36 @@ def _read_all(paths: list[Path], column: str) -> Iterator[Document]:
         if path.suffix in readers:
             yield from readers[path.suffix](path, column)
         else:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            yield Document(str(path), path.name, text, str(path))
+            text = read_bytes(path, LARGEST_TEXT).decode("utf-8", "replace")
+            yield Document(_sound(path), _sound(path.name), text, str(path))
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines):
+    require_file(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b"")):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line.decode())
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                where = f"Line {number + 1} of {path}"
-                raise UserError(f"{where} is not valid JSON ({error}); mend or drop it.") from None
-            yield _from_record(record, column, f"{path}#{number}")
+            where = f"Line {number + 1} of {path}"
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{where} has {LONGEST_LINE:,} bytes or more; mend or drop it.")
+            yield _from_record(parse_json(line, where), column, f"{path}#{number}")
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
     with reading(path, "mend or drop it"):
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
+        require_file(path)
+        names = pq.read_schema(path).names
         wanted = [name for name in (column, "title", "id") if name in names]
         _check_column(column, names, str(path))
+        # as dictionaries, since a text that is repeated unfolds to as much as there are rows
+        file = pq.ParquetFile(path, read_dictionary=wanted)
         number = 0
         for batch in file.iter_batches(batch_size=64, columns=wanted):
-            for record in batch.to_pylist():
+            for row in range(batch.num_rows):
+                record = {name: batch.column(name)[row].as_py() for name in wanted}
                 yield _from_record(record, column, f"{path}#{number}")
                 number += 1
 
@@ -143,10 +152,17 @@ def _hugging_face(spec: str) -> Corpus:
     return Corpus(spec, documents, {"source": spec, "split": split, "column": column})
 
 
-def _from_record(record: dict[str, Any], column: str, identity: str) -> Document:
+def _from_record(record: Any, column: str, identity: str) -> Document:
+    if not isinstance(record, dict):
+        raise UserError(f"{identity} has no column `{column}`: it is no record; mend or drop it.")
     _check_column(column, record, identity)
-    title = str(record.get("title") or identity)
-    return Document(str(record.get("id") or identity), title, str(record[column] or ""), identity)
+    named = (record.get("id") or identity, record.get("title") or identity, record[column] or "")
+    return Document(*map(_sound, named), group=identity)
+
+
+def _sound(value: object) -> str:
+    """As text that can be encoded: JSON and names of files may hold halves of characters."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _check_column(column: str, names: Any, where: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from sae.base.files import atomic_write, sha256_file, write_json
 from sae.base.sums import SUMS, write_sums
 from sae.features import layout
 from sae.features.labels import label_features
-from sae.features.notes import copy_notes
+from sae.features.notes_file import moving_notes
 from sae.features.scatter import scatter
 from sae.features.statistics import feature_statistics
 from sae.features.vocabulary import Vocabulary
@@ -147,18 +148,17 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
     for path in partial.iterdir():
         if path.name not in (layout.META, SUMS, *layout.FILES):
             path.unlink()
-    if folder.exists():
-        if (folder / layout.NOTES).exists():
-            copy_notes(folder / layout.NOTES, partial / layout.NOTES)
-        old = _old(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        _sync(partial)
+        os.replace(partial, folder)
+        return folder
+    notes, old = folder / layout.NOTES, _old(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    with moving_notes(notes, partial / layout.NOTES) if notes.exists() else nullcontext():
         _sync(partial)
         os.replace(folder, old)
         os.replace(partial, folder)
-        shutil.rmtree(old)
-    else:
-        _sync(partial)
-        os.replace(partial, folder)
+    shutil.rmtree(old)
     return folder
 
 

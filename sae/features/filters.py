@@ -38,19 +38,23 @@ _OPERATORS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_LONGEST_ID = 18  # digits
 _KEYS = ("label", "token", "promotes", "suppresses", "kind", "tag")
-_MOST_NESTED = 5
+_MOST_NESTED, _NO_FILES = 5, 99
 
 
-def select(index: "FeatureIndex", expression: str | None) -> np.ndarray:
+def select(index: "FeatureIndex", expression: str | None, *, files: bool = True) -> np.ndarray:
     """Ids (ascending) of the features that satisfy a filter expression; all for None or "".
+
+    `files`: whether `@saved.json` may be read. A page takes its filter from an address that anybody
+    may have written, and must not read files of this machine for it.
 
     Raises:
         UserError: a term that cannot be read, an unknown column or key (with the nearest), an id
             beyond the dictionary.
     """
     hit_F = np.ones(index.width, bool)
-    _narrow(hit_F, index, scored_view(index), expression or "", depth=0)
+    _narrow(hit_F, index, scored_view(index), expression or "", depth=0 if files else _NO_FILES)
     return np.flatnonzero(hit_F)
 
 
@@ -67,6 +71,8 @@ def _narrow(
 
 
 def _saved(path: str, depth: int) -> str:
+    if depth >= _NO_FILES:
+        raise UserError(f"A page reads no files, such as `@{path}`; paste the filter itself.")
     if depth >= _MOST_NESTED:
         raise UserError(f"The saved filter {path} leads back to itself; mend its `filter`.")
     saved = read_json(Path(path))
@@ -97,6 +103,8 @@ def _ids(index: "FeatureIndex", term: str) -> np.ndarray:
     hit_F = np.zeros(index.width, bool)
     for part in term.split(","):
         first, _, last = part.partition("-")
+        if max(len(first), len(last)) > _LONGEST_ID:
+            raise UserError(f"The filter's term `{term}` names no feature: it is too long.")
         start, stop = index.check(int(first)), index.check(int(last or first))
         if stop < start:
             raise UserError(f"The range `{part}` runs backwards; write {stop}-{start}.")

@@ -3,7 +3,7 @@
 Numpy, pandas and pyarrow only: opening and reading an index never imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from sae.base.errors import UserError
-from sae.base.files import read_json
-from sae.base.foreign import read_npy, read_npz
+from sae.base.files import read_json_object
+from sae.base.foreign import read_npy, read_npz, reading
 from sae.base.sums import require_intact
-from sae.features import enrichment, layout
+from sae.features import enrichment, forms, layout
 from sae.features.indexed_text import IndexedText
 from sae.features.tables import read_table
 from sae.features.windows import Example, Window
@@ -24,6 +24,7 @@ from sae.features.windows import Example, Window
 if TYPE_CHECKING:
     from sae.features.notes import Notes
 
+AGAIN = "make the index again"
 NeighbourKind = Literal["decoder", "encoder", "coactivation"]
 
 
@@ -60,14 +61,11 @@ class FeatureIndex(IndexedText):
         self.indptr = read_npy(folder / layout.INDPTR)
         self.rows = read_npy(folder / layout.ROWS, mapped=True)
         self.acts = read_npy(folder / layout.ACTS, mapped=True)
-        self._require_firings()
+        with reading(folder, AGAIN):
+            forms.require_firings(self.indptr, self.rows, self.acts, self.tokens_ST.size)
         self.table = read_table(folder / layout.FEATURES, self.width)
-        missing = set(layout.COLUMNS) - set(self.table.columns)
-        if len(self.table) != self.width or missing:
-            raise UserError(
-                f"{folder / layout.FEATURES} is not the table of {self.width} features; make the "
-                "index again."
-            )
+        with reading(folder / layout.FEATURES, AGAIN):
+            forms.require_table(self.table, self.width, len(self.vocabulary))
 
     @classmethod
     def open(cls, folder: Path | str) -> "FeatureIndex":
@@ -83,9 +81,7 @@ class FeatureIndex(IndexedText):
                 f"{folder} is not a feature index (it has no {layout.META}); make one with "
                 "`sae index`."
             )
-        meta = read_json(folder / layout.META)
-        if not isinstance(meta, dict):
-            raise UserError(f"{folder / layout.META} holds no facts; make the index again.")
+        meta = read_json_object(folder / layout.META)
         if meta.get("schema") != layout.SCHEMA:
             raise UserError(
                 f"{folder} is a feature index of schema {meta.get('schema')}, this version of "
@@ -97,22 +93,9 @@ class FeatureIndex(IndexedText):
                 f"{folder} lacks {', '.join(missing)}; build it again with `sae index`."
             )
         require_intact(folder, (layout.META, *layout.FILES, layout.SCORECARD))
-        if absent := [name for name in layout.FACTS if not isinstance(meta.get(name), str)]:
-            raise UserError(f"{folder / layout.META} does not say {absent[0]}; make it again.")
+        with reading(folder / layout.META, AGAIN):
+            forms.require_meta(meta)
         return cls(folder, meta)
-
-    def _require_firings(self) -> None:
-        """The arrays fit each other, so that no slice of them leads out of them."""
-        indptr, rows, acts = self.indptr, self.rows, self.acts
-        wrong = ""
-        if (rows.dtype.kind, acts.dtype, rows.ndim) != ("u", np.float16, 1):
-            wrong = "rows.npy or acts.npy is of another kind"
-        elif acts.shape != rows.shape:
-            wrong = f"acts.npy has {acts.size} values, rows.npy {rows.size}"
-        elif indptr.ndim != 1 or indptr.dtype.kind not in "iu" or not _divides(indptr, len(rows)):
-            wrong = f"indptr.npy does not divide the {len(rows)} firings"
-        if wrong:
-            raise UserError(f"{self.folder}: {wrong}; build the index again.")
 
     @property
     def width(self) -> int:
@@ -171,31 +154,35 @@ class FeatureIndex(IndexedText):
 
     def active_at(self, row: int) -> list[tuple[int, float]]:
         """(feature, activation) of all that fire at one row, strongest first."""
-        start, stop = self._row_indptr[row : row + 2]
-        found = [int(f) for f in self._row_features[start:stop]]
+        row_indptr, row_features = self._row_codes
+        start, stop = row_indptr[row : row + 2]
+        found = [int(f) for f in row_features[start:stop]]
         pairs = [(f, float(self.acts_at(f, [row])[0])) for f in found]
         return sorted(pairs, key=lambda pair: -pair[1])
 
     def counts_at(self, rows_M: np.ndarray | None) -> np.ndarray:
         """How many of the rows fire each feature, (F,) int64; None: of all rows."""
-        features = self._row_features
+        row_indptr, features = self._row_codes
         if rows_M is not None:
-            features = enrichment.firings_at(rows_M, self._row_indptr, features)
+            features = enrichment.firings_at(rows_M, row_indptr, features)
         return np.bincount(features, minlength=self.width)
 
     def firings_between(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows (N,) int64, features (N,)) of all firings in a stretch of rows, in row order."""
-        ends = self._row_indptr[start : stop + 1]
+        row_indptr, row_features = self._row_codes
+        ends = row_indptr[start : stop + 1]
         rows = np.repeat(np.arange(start, stop), np.diff(ends))
-        return rows, np.asarray(self._row_features[ends[0] : ends[-1]])
+        return rows, np.asarray(row_features[ends[0] : ends[-1]])
 
     @cached_property
-    def _row_indptr(self) -> np.ndarray:
-        return read_npy(self.folder / layout.ROW_INDPTR, mapped=True)
-
-    @cached_property
-    def _row_features(self) -> np.ndarray:
-        return read_npy(self.folder / layout.ROW_FEATURES, mapped=True)
+    def _row_codes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(row_indptr, row_features)"""
+        files = (self.folder / layout.ROW_INDPTR, self.folder / layout.ROW_FEATURES)
+        row_indptr, row_features = (read_npy(file, mapped=True) for file in files)
+        with reading(self.folder, AGAIN):
+            size = self.tokens_ST.size
+            forms.require_row_codes(row_indptr, row_features, size, self.width)
+        return row_indptr, row_features
 
     def span(self, feature: int, start: int, stop: int, focus: int = 0) -> Window:
         """Rows `start` to `stop` (they may cross packed rows: each begins with BOS) as a window."""
@@ -240,9 +227,15 @@ class FeatureIndex(IndexedText):
     @cached_property
     def _histograms(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         return (
-            read_npz(self.folder / layout.ACTIVATION_HISTOGRAM),
-            read_npz(self.folder / layout.LOGIT_HISTOGRAM),
+            self._arrays(layout.ACTIVATION_HISTOGRAM, forms.require_histograms),
+            self._arrays(layout.LOGIT_HISTOGRAM, forms.require_histograms),
         )
+
+    def _arrays(self, name: str, require: Callable[..., None]) -> dict[str, np.ndarray]:
+        arrays = read_npz(self.folder / name)
+        with reading(self.folder / name, AGAIN):
+            require(arrays, self.width)
+        return arrays
 
     def histogram(self, feature: int) -> Histogram:
         """Histogram of the feature's nonzero activations."""
@@ -256,7 +249,7 @@ class FeatureIndex(IndexedText):
 
     @cached_property
     def _neighbours(self) -> dict[str, np.ndarray]:
-        return read_npz(self.folder / layout.NEIGHBOURS)
+        return self._arrays(layout.NEIGHBOURS, forms.require_neighbours)
 
     def neighbours(
         self, feature: int, kind: NeighbourKind = "decoder", n: int = 10
@@ -299,8 +292,3 @@ def _replaced(column: pd.Series, values: dict[int, Any]) -> pd.Series:
     column = column.copy()
     column.iloc[list(values)] = list(values.values())
     return column
-
-
-def _divides(indptr: np.ndarray, total: int) -> bool:
-    ends = (indptr[:1].tolist(), indptr[-1:].tolist())
-    return ends == ([0], [total]) and not (indptr[1:] < indptr[:-1]).any()

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from sae.base.errors import UserError
-from sae.base.foreign import read_npy
-from sae.features import layout
+from sae.base.foreign import read_npy, reading
+from sae.features import forms, layout
 from sae.features.tables import read_table
 from sae.features.vocabulary import Vocabulary
 from sae.features.windows import Document
@@ -21,8 +21,8 @@ class IndexedText:
     def __init__(self, folder: Path):
         self.folder = folder
         self.tokens_ST = read_npy(folder / layout.TOKENS, mapped=True)
-        if self.tokens_ST.ndim != 2 or self.tokens_ST.dtype.kind != "u":
-            raise UserError(f"{folder / layout.TOKENS} holds no token ids; make the index again.")
+        with reading(folder / layout.TOKENS, "make the index again"):
+            forms.require_tokens(self.tokens_ST)
 
     @property
     def context(self) -> int:
@@ -41,7 +41,10 @@ class IndexedText:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.read(self.folder / layout.VOCABULARY)
+        found = Vocabulary.read(self.folder / layout.VOCABULARY)
+        with reading(self.folder / layout.VOCABULARY, "make the index again"):
+            forms.require_known(self.tokens_ST, len(found))
+        return found
 
     @cached_property
     def token_counts_V(self) -> np.ndarray:
@@ -72,13 +75,16 @@ class IndexedText:
     @cached_property
     def documents(self) -> pd.DataFrame:
         """The columns start, id, title and split of every document."""
-        columns = ["start", "id", "title", "split"]
-        return read_table(self.folder / layout.DOCUMENTS, self.tokens_ST.size, columns)
+        path, columns = self.folder / layout.DOCUMENTS, ["start", "id", "title", "split"]
+        table = read_table(path, self.tokens_ST.size, columns)
+        with reading(path, "make the index again"):
+            forms.require_documents(table)
+        return table
 
     @cached_property
     def _documents(self) -> dict[str, list[str]]:
         table = self.documents[["id", "title", "split"]]
-        return {str(name): column.astype(str).to_list() for name, column in table.items()}
+        return {str(name): column.to_list() for name, column in table.items()}
 
     @cached_property
     def _document_starts(self) -> np.ndarray:

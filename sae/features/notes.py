@@ -6,9 +6,8 @@ anew keeps them, and the notes of another coder never show.
 """
 
 import json
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from sae.base.errors import UserError
 from sae.base.foreign import reading
+from sae.features.notes_file import ADVICE, LONGEST, opened
 
 Field = Literal["label", "star", "tags"]
 FORMS: dict[Field, tuple[type, ...]] = {
@@ -23,14 +23,7 @@ FORMS: dict[Field, tuple[type, ...]] = {
     "star": (bool,),
     "tags": (list,),
 }
-ADVICE = "move it aside to go on without its notes"
-_TABLE = """
-CREATE TABLE IF NOT EXISTS changes (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, coder TEXT NOT NULL, feature INTEGER NOT NULL,
-    field TEXT NOT NULL, value TEXT NOT NULL, time TEXT NOT NULL, undone INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX IF NOT EXISTS by_feature ON changes (coder, feature, field, undone, id);
-"""
+NOTHING: dict[Field, Any] = {"label": None, "star": False, "tags": []}
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,7 @@ class Notes:
     def set_label(self, feature: int, label: str | None) -> None:
         """Sets the user's label; None or blanks take it away, so that the automatic one shows."""
         label = (label or "").strip() or None
-        if label != self.label(feature):
-            self._append(feature, "label", label)
+        self._change(feature, "label", lambda _: label)
 
     def label(self, feature: int) -> str | None:
         return self._state("label", feature).get(feature)
@@ -67,23 +59,20 @@ class Notes:
         return {f: value for f, value in self._state("label").items() if value is not None}
 
     def star(self, feature: int, on: bool = True) -> None:
-        if on != (feature in self.stars()):
-            self._append(feature, "star", on)
+        self._change(feature, "star", lambda _: on)
 
     def stars(self) -> set[int]:
         return {feature for feature, value in self._state("star").items() if value}
 
     def set_tags(self, feature: int, tags: list[str]) -> None:
         """Replaces the tags of a feature; they are kept trimmed, sorted, each once."""
-        tags = sorted({tag.strip() for tag in tags if tag.strip()})
-        if tags != self.tags().get(feature, []):
-            self._append(feature, "tags", tags)
+        self._change(feature, "tags", lambda _: _tidy(tags))
 
     def tag(self, feature: int, *tags: str) -> None:
-        self.set_tags(feature, [*self.tags().get(feature, []), *tags])
+        self._change(feature, "tags", lambda old: _tidy([*old, *tags]))
 
     def untag(self, feature: int, *tags: str) -> None:
-        self.set_tags(feature, [t for t in self.tags().get(feature, []) if t not in tags])
+        self._change(feature, "tags", lambda old: [tag for tag in old if tag not in tags])
 
     def tags(self) -> dict[int, list[str]]:
         """Feature -> its tags, of those that have any."""
@@ -112,7 +101,7 @@ class Notes:
         )
         if not self.path.exists():
             return None
-        with self._connection() as connection:
+        with opened(self.path) as connection:
             row = connection.execute(query, [self.coder_hash, *values]).fetchone()
         return None if row is None else Change(row[0], row[1], json.loads(row[2]), row[3], True)
 
@@ -149,7 +138,7 @@ class Notes:
                 f"to {self.coder_hash[:12]}…; import them into the index of their own coder."
             )
         for feature, note in features.items():
-            self._check(int(feature) if str(feature).isdigit() else -1)
+            self._check(int(feature) if re.fullmatch("[0-9]{1,15}", str(feature)) else -1)
             _check_note(feature, note)
         for feature, note in features.items():
             if "label" in note:
@@ -165,23 +154,35 @@ class Notes:
             last = "" if self.width is None else f" (they end at {self.width - 1})"
             raise UserError(f"Feature {feature} does not exist; give one of this index's{last}.")
 
-    def _append(self, feature: int, field: Field, value: object) -> None:
+    def _change(self, feature: int, field: Field, new: Callable[[Any], Any]) -> None:
+        """Appends `new(the present value)` unless it is the same; nobody writes in between."""
         self._check(feature)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        row = (self.coder_hash, int(feature), field, json.dumps(value), now)
-        with self._connection() as connection:
+        with opened(self.path) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            rows = connection.execute(*self._query(field, feature)).fetchall()
+            old = self._values(field, rows).get(feature, NOTHING[field])
+            if (value := new(old)) == old:
+                return
+            if len(text := json.dumps(value)) > LONGEST // 2:
+                raise UserError(f"The {field} of feature {feature} is too long; shorten it.")
             connection.execute(
                 "INSERT INTO changes (coder, feature, field, value, time) VALUES (?, ?, ?, ?, ?)",
-                row,
+                (self.coder_hash, int(feature), field, text, now),
             )
 
     def _state(self, field: Field, feature: int | None = None) -> dict[int, Any]:
+        return self._values(field, self._read(*self._query(field, feature)))
+
+    def _query(self, field: Field, feature: int | None) -> tuple[str, list[Any]]:
         where, values = ("", []) if feature is None else (" AND feature = ?", [int(feature)])
         query = (
             "SELECT feature, value FROM changes WHERE id IN (SELECT MAX(id) FROM changes WHERE "
             f"coder = ? AND field = ? AND undone = 0{where} GROUP BY feature)"
         )
-        rows = self._read(query, [self.coder_hash, field, *values])
+        return query, [self.coder_hash, field, *values]
+
+    def _values(self, field: Field, rows: list[tuple]) -> dict[int, Any]:
         with reading(self.path, ADVICE):
             found = {int(feature): json.loads(value) for feature, value in rows}
             if not all(isinstance(value, FORMS[field]) for value in found.values()):
@@ -193,47 +194,12 @@ class Notes:
     def _read(self, query: str, values: list[Any]) -> list[tuple]:
         if not self.path.exists():
             return []
-        with reading(self.path, ADVICE), self._connection() as connection:
+        with reading(self.path, ADVICE), opened(self.path) as connection:
             return connection.execute(query, values).fetchall()
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection in a transaction: committed at the end, rolled back on an error."""
-        with closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
-            try:
-                connection.execute("PRAGMA trusted_schema=OFF")  # a stranger's triggers do nothing
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.executescript(_TABLE)
-                yield connection
-            except sqlite3.OperationalError:  # locked, read-only, full: said where it happens
-                raise
-            except sqlite3.DatabaseError as error:
-                raise UserError(f"{self.path} is damaged ({error}); {ADVICE}.") from error
 
-
-def notes_problems(path: Path) -> list[str]:
-    """What SQLite finds wrong with a notes file, and notes that cannot be read; [] if nothing.
-
-    The notes change as people write, so no sum is kept of them: a flipped bit within a text that
-    is still a text stays unseen.
-    """
-    if not path.exists():
-        return []
-    try:
-        with reading(path, ADVICE), closing(sqlite3.connect(path, timeout=10)) as connection:
-            told = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
-            values = [row[0] for row in connection.execute("SELECT value FROM changes")]
-            for value in values if told == ["ok"] else ():
-                json.loads(value)
-    except UserError as error:
-        return [str(error)]
-    return [] if told == ["ok"] else [f"{path} is damaged ({told[0]}); {ADVICE}."]
-
-
-def copy_notes(source: Path, target: Path) -> None:
-    """Copies a notes file that may be in use."""
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
+def _tidy(tags: Iterable[str]) -> list[str]:
+    return sorted({tag.strip() for tag in tags if tag.strip()})
 
 
 def _check_note(feature: object, note: object) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sae.base.files import read_json, write_json
+from sae.base.errors import UserError
+from sae.base.files import read_json_object, write_json
+from sae.base.foreign import require_file
 from sae.features.assemble import RowCodes
 from sae.features.layout import ROW_FEATURES, features_dtype
 
@@ -51,6 +53,23 @@ class GrowingArray:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
+def read_progress(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """How much of a build of this fingerprint is whole: {"rows", "firings"}; None if nothing is.
+
+    Raises `UserError` if the file that says so is not what was written.
+    """
+    path = folder / PROGRESS
+    if not path.exists():
+        return None
+    state = read_json_object(path)
+    if state.get("fingerprint") != fingerprint:
+        return None
+    counts = [state.get(name) for name in ("rows", "firings")]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise UserError(f"{path} does not say how far the index is; remove {folder}.")
+    return state
+
+
 class Spill:
     """The codes of a build in `folder`: firings per row, feature and activation of each firing.
 
@@ -69,12 +88,17 @@ class Spill:
         self._counts = GrowingArray(folder / _COUNTS, np.dtype(np.uint32), state["rows"])
 
     def _state(self) -> dict[str, Any]:
-        path = self.folder / PROGRESS
-        if path.exists():
-            state = read_json(path)
-            if state["fingerprint"] == self.fingerprint:
-                return state
-        return {"rows": 0, "firings": 0}
+        begun = read_progress(self.folder, self.fingerprint)
+        if begun is None:
+            return {"rows": 0, "firings": 0}
+        for name, dtype, length in (
+            (ROW_FEATURES, features_dtype(self.width), begun["firings"]),
+            (_ACTS, np.dtype(np.float16), begun["firings"]),
+            (_COUNTS, np.dtype(np.uint32), begun["rows"]),
+        ):
+            if require_file(self.folder / name) < length * dtype.itemsize:
+                raise UserError(f"{self.folder / name} is cut short; remove {self.folder}.")
+        return begun
 
     def append(self, counts_R: np.ndarray, features_N: np.ndarray, acts_N: np.ndarray) -> None:
         """The codes of the next R rows: firings per row, and each firing in row order."""
@@ -102,11 +126,16 @@ class Spill:
         """What was spilled, mapped from the files; they must be closed."""
         counts_R = np.load(self._counts.path)
         row_indptr = np.concatenate([[0], np.cumsum(counts_R, dtype=np.int64)])
+        if row_indptr[-1] != self._features.length:
+            raise UserError(f"The counts in {self.folder} are damaged; remove it, and index again.")
         mode = "r" if row_indptr[-1] else None
         features_N = np.load(self._features.path, mmap_mode=mode)
         counts_F = np.zeros(self.width, np.int64)
         for start in range(0, len(features_N), 2**24):
-            counts_F += np.bincount(features_N[start : start + 2**24], minlength=self.width)
+            found = np.bincount(features_N[start : start + 2**24], minlength=self.width)
+            if len(found) > self.width:
+                raise UserError(f"The features in {self.folder} are damaged; remove it.")
+            counts_F += found
         return RowCodes(row_indptr, features_N, np.load(self._acts.path, mmap_mode=mode), counts_F)
 
 

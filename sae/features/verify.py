@@ -8,7 +8,7 @@ from sae.base.errors import UserError
 from sae.base.sums import problems_of
 from sae.features import layout
 from sae.features.index import FeatureIndex
-from sae.features.notes import notes_problems
+from sae.features.notes_file import notes_problems
 from sae.features.scorecard import read_scorecard
 from sae.features.statistics import feature_blocks
 from sae.features.tables import read_table

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest
-from sae.base.files import read_json
+from sae.base.files import read_json_object
 from sae.base.foreign import reading
+from sae.base.tensors import read_state
 from sae.coders import Coder
 from sae.io.imported import imported_coder, named_tensors
 
@@ -33,7 +34,7 @@ def load_dictionary_learning(folder: Path | str, site: str) -> Coder:
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is no dictionary: it needs {WEIGHTS} and {CONFIG}.")
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     with reading(f"The dictionary in {folder}"):
         return _imported(dict(config.get("trainer", {})), folder, site)
 
@@ -45,7 +46,7 @@ def _imported(trainer: dict[str, Any], folder: Path, site: str) -> Coder:
             f"{folder} holds a `{kind}`; those that can be imported are {', '.join(KINDS)}."
             + nearest(kind, KINDS)
         )
-    state = _state(folder / WEIGHTS)
+    state = dict(read_state(folder / WEIGHTS))
     names = NAMES if kind != "AutoEncoder" else {**NAMES, "b_dec": "bias"}
     tensors = named_tensors(state, names, folder / WEIGHTS)
     tensors["W_enc"], tensors["W_dec"] = tensors["W_enc"].T, tensors["W_dec"].T
@@ -66,12 +67,6 @@ def _threshold(state: dict[str, Tensor], path: Path, width: int) -> Tensor:
             f"{path} was saved before its threshold was learned ({threshold:g}); train it longer."
         )
     return torch.full((width,), threshold)
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """A state dict, without running what a pickle can hold (`weights_only`)."""
-    with reading(f"The weights in {path}"):
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

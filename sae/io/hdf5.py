@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from sae import __version__
 from sae.base.errors import UserError
-from sae.base.files import partial_of, read_json, require_free_space, sha256_file
+from sae.base.files import partial_of, read_json_object, require_free_space, sha256_file
+from sae.base.foreign import reading, require_file
 from sae.features.assemble import Progress
 from sae.features.filters import select
 from sae.features.index import FeatureIndex
@@ -90,16 +91,26 @@ def _coder(folder: Path, index: FeatureIndex) -> tuple[dict[str, np.ndarray], di
             f"{index.folder} was built from other weights than {folder} holds; run `sae index` "
             "for this coder first."
         )
-    weights, config = load_file(folder / WEIGHTS), read_json(folder / CONFIG)
-    if config.get("architecture") == "matching_pursuit":
-        weights["W_enc"] = weights["W_dec"].T  # tied: its encoder is not saved
-    missing = [name for name in ("W_enc", "W_dec") if name not in weights]
-    if missing:
-        raise UserError(
-            f"{folder / WEIGHTS} has no {' and no '.join(missing)}; expected a coder in SAELens's "
-            "format."
-        )
+    config = read_json_object(folder / CONFIG)
+    with reading(folder / WEIGHTS):
+        require_file(folder / WEIGHTS)
+        weights = load_file(folder / WEIGHTS)
+        if config.get("architecture") == "matching_pursuit" and "W_dec" in weights:
+            weights["W_enc"] = weights["W_dec"].T  # tied: its encoder is not saved
+        _require_widths(weights, index.width)
     return weights, config
+
+
+def _require_widths(weights: dict[str, np.ndarray], width: int) -> None:
+    """Raises `ValueError` unless encoder and decoder have a column and a row per feature."""
+    for name, axis in (("W_enc", 1), ("W_dec", 0)):
+        if name not in weights:
+            raise ValueError(f"it has no {name}; expected a coder in SAELens's format")
+        shape = weights[name].shape
+        if len(shape) != 2 or shape[axis] != width:
+            raise ValueError(f"its {name} is of {shape}, and the index of {width} features")
+    if wrong := [name for name, value in weights.items() if value.dtype.kind not in "iuf"]:
+        raise ValueError(f"its {wrong[0]} holds {weights[wrong[0]].dtype}")
 
 
 def _write_attributes(

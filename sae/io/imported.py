@@ -17,6 +17,8 @@ def imported_coder(
     `source` says where it came from; it is kept in `metadata.loupe.imported`.
     """
     d_in, d_sae = tensors["W_enc"].shape
+    if tensors["W_dec"].shape != (d_sae, d_in):  # before memory is taken for such a coder
+        raise ValueError(f"its decoder has {tuple(tensors['W_dec'].shape)}, not {(d_sae, d_in)}")
     coder = make_coder(architecture, d_in, d_sae, **options)
     for name, own in coder.saved_tensors().items():  # torch would spread (1, D) over (F, D)
         if name in tensors and tensors[name].shape != own.shape:

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from sae.base.errors import UserError
-from sae.base.files import read_json
+from sae.base.files import read_json_object
 from sae.base.foreign import reading
+from sae.base.tensors import read_safetensors
 from sae.coders import Coder
 from sae.io.imported import imported_coder, named_tensors
 
@@ -28,10 +27,10 @@ def load_sparsify(folder: Path | str, site: str) -> Coder:
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} is no sparsify coder: it needs {CONFIG} and {WEIGHTS}.")
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     with reading(f"The coder in {folder}"):
         _refuse_others(config, folder)
-        tensors = named_tensors(load_file(folder / WEIGHTS), NAMES, folder / WEIGHTS)
+        tensors = named_tensors(read_safetensors(folder / WEIGHTS), NAMES, folder / WEIGHTS)
         tensors["W_enc"] = tensors["W_enc"].T
         source = {"tool": "sparsify", "config": config}
         return imported_coder("topk", tensors, site, source, k=int(config["k"]))

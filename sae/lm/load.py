@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from sae.base.devices import default_dtype, parse_device, parse_dtype
 from sae.base.errors import UserError
+from sae.base.foreign import require_file, require_plain_files
 from sae.lm.assets import POCKET, local_model_folder
 from sae.lm.model import LanguageModel
+
+DESCRIPTIONS, LARGEST = (".json", ".txt", ".jinja", ".model"), 2**27
+"""Files beside the weights, which are read whole, and the most bytes of one of them."""
 
 
 def load_lm(
@@ -24,25 +29,64 @@ def load_lm(
     """
     chosen = parse_device(device)
     precision = parse_dtype(dtype) if dtype is not None else default_dtype(chosen)
-    path = str(local_model_folder(name) or name)
+    folder = local_model_folder(name)
     try:
-        kind = AutoConfig.from_pretrained(path).model_type
-        if kind != "gpt2":
-            raise UserError(f"The model `{name}` is a `{kind}`; Loupe reads GPT-2 models.")
-        model = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        model, tokenizer = _loaded(name, folder)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise what they like for a bad file
         raise UserError(
             f"The model `{name}` could not be loaded: give `pocket`, a folder in Hugging Face "
             f"layout with its tokenizer, or the hub id of a GPT-2 ({_first_line(error)})"
-        ) from None
+        ) from error
     identity = weights_hash(model)
     _use_fused_gelu(model)
     model.eval().requires_grad_(False)
     nn.Module.to(model, device=chosen, dtype=precision)
     return LanguageModel(model, tokenizer, name=name, hash=identity)
+
+
+def _loaded(name: str, folder: Path | None) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer; code that a folder brings along is never run."""
+    path = str(folder or name)
+    weights = None
+    if folder is not None:
+        weights = require_plain_files(folder)
+        for file in (file for file in folder.iterdir() if file.suffix in DESCRIPTIONS):
+            require_file(file, LARGEST)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if config.model_type != "gpt2":
+        raise UserError(f"The model `{name}` is a `{config.model_type}`; Loupe reads GPT-2 models.")
+    if weights is not None:
+        _require_parameters(config, weights)
+    model = GPT2LMHeadModel.from_pretrained(
+        path, config=config, dtype=torch.float32, weights_only=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    _require_tokenizer(tokenizer, config.vocab_size)
+    return model, tokenizer
+
+
+def _require_parameters(config: Any, there: int) -> None:
+    """Raises `ValueError` if `config.json` promises far more than the folder's files can hold;
+    asked before memory for such a model is taken."""
+    sizes = [config.vocab_size, config.n_positions, config.n_embd, config.n_layer, config.n_head]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("a size in config.json is no positive whole number")
+    vocabulary, positions, d, layers, _ = sizes
+    inner = config.n_inner if config.n_inner is not None else 4 * d
+    promised = d * (vocabulary + positions) + layers * d * (4 * d + 2 * inner)
+    if type(inner) is not int or inner < 1 or promised > there or layers > there:
+        raise ValueError(f"config.json promises {promised:,} parameters in {there:,} bytes")
+
+
+def _require_tokenizer(tokenizer: Any, vocabulary: int) -> None:
+    """Raises `ValueError` unless text becomes token ids that the model has an embedding of."""
+    tokenizer_hash(tokenizer)
+    ids = tokenizer.encode("A text, of 12 words.", add_special_tokens=False)
+    known = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    if not all(0 <= i < vocabulary for i in [*ids, *(i for i in known if i is not None)]):
+        raise ValueError(f"its tokenizer gives tokens beyond the model's {vocabulary}")
 
 
 def tokenizer_hash(tokenizer: object) -> str:

@@ -10,7 +10,6 @@ grokking it adds by a few frequencies of Fourier's: cos and sin of 2πka/p becom
     logits_Bp = net.logits(net.grid, "blocks.0.mlp.hook_post", coder)  # spliced
 """
 
-import json
 import math
 from collections.abc import Callable
 from importlib.resources import files
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sae.base.errors import UserError, nearest
+from sae.base.files import read_json_object
+from sae.base.foreign import reading
+from sae.base.tensors import read_safetensors
 
 # What is read and replaced, as a forward pass reaches it; always at the last token, `=`.
 WEIGHTS = "model.safetensors"
@@ -167,18 +169,19 @@ def addition_folder() -> Path:
 
 def load_modular_addition(folder: Path | str | None = None) -> ModularAddition:
     """The model of a folder that `pipelines.grok` wrote; by default the embedded one."""
-    from safetensors.torch import load_file
-
     folder = Path(folder) if folder is not None else addition_folder()
     if not (folder / WEIGHTS).exists():
         raise UserError(
             f"{folder} holds no `{WEIGHTS}`; train one with `python -m pipelines.grok "
             f"--out {folder}`."
         )
-    config = json.loads((folder / "config.json").read_text())
-    net = ModularAddition(**config["model"])
-    net.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
-    return net.eval().requires_grad_(False)
+    config = read_json_object(folder / "config.json")
+    tensors = read_safetensors(folder / WEIGHTS)
+    with reading(f"The model in {folder}"):
+        with torch.device("meta"):  # no memory is taken for what config.json promises
+            net = ModularAddition(**{k: int(v) for k, v in config["model"].items()})
+        net.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+        return net.eval().requires_grad_(False)
 
 
 def check_site(site: str) -> str:

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 import torch
 
 from sae.base.errors import UserError, nearest
+from sae.base.foreign import reading, require_file
 from sae.coders import Coder
 from sae.metrics.concept_data import Examples
 from sae.metrics.concepts import NO, YES
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 TEXTS = 600  # of a dataset, half of them to fit on
 BATCH = 32
+LARGEST = 2**28
 MISSING = (
     "The datasets of `sae-probes` are not installed; `pip install --no-deps sae-probes zstandard` "
     "brings them (45 MB; the package's own dependencies are not needed)."
@@ -104,10 +106,14 @@ def read_set(path: Path, texts: int, seed: int) -> tuple[list[str], np.ndarray]:
     import pandas
 
     try:
-        table = pandas.read_csv(path).dropna(subset=["prompt", "target"])
-    except ImportError as error:
-        raise UserError(MISSING) from error
-    targets = sorted(table["target"].unique().tolist())
+        with reading(path, "take another"):
+            require_file(path, LARGEST)
+            table = pandas.read_csv(path).dropna(subset=["prompt", "target"])
+            targets = sorted(table["target"].unique().tolist(), key=str)
+    except UserError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise UserError(MISSING) from error
+        raise
     if len(targets) != 2:
         return [], np.empty(0, np.int8)
     rng = np.random.default_rng(seed)

@@ -47,10 +47,14 @@ class DocumentTable:
     @classmethod
     def load(cls, group: zarr.Group) -> "DocumentTable":
         start = np.asarray(array_of(group, "documents/start")[...])
+        if not len(start) or start[0] < 0 or (start[1:] < start[:-1]).any():
+            raise ValueError("their starts do not ascend")
         return cls(start, _strings(group, "id"), _strings(group, "title"))
 
 
 def _strings(group: zarr.Group, name: str) -> list[str]:
     offsets = np.asarray(array_of(group, f"documents/{name}_offsets")[...])
     blob = np.asarray(array_of(group, f"documents/{name}_utf8")[...]).tobytes()
-    return [blob[a:b].decode() for a, b in pairwise(offsets)]
+    if (offsets[1:] < offsets[:-1]).any() or offsets[0] < 0 or offsets[-1] > len(blob):
+        raise ValueError(f"the offsets of each {name} do not ascend")
+    return [blob[a:b].decode() for a, b in pairwise(offsets.tolist())]

@@ -10,7 +10,9 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from sae.base.errors import UserError, nearest
+from sae.base.foreign import reading
 from sae.base.sums import SUMS, read_sums, require_intact
+from sae.store.bounds import Local, require_layout, require_shard_of, require_statistics
 from sae.store.documents import DocumentTable
 from sae.store.schema import StoreSpec, array_of, shard_file
 from sae.store.stats import SiteStats
@@ -35,30 +37,38 @@ class ActivationStore:
         self.sequences = spec.sequences
         self.splits = {name: range(a, b) for name, (a, b) in spec.splits.items()}
         self._documents: DocumentTable | None = None
+        self._looked_at: set[str] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> "ActivationStore":
         """Opens a finished store. Raises `UserError` if there is none, or it is incomplete, or
         a file is missing or its metadata damaged. Rows are checked when they are read.
         """
-        sealed = (Path(path) / SUMS).is_file()
+        folder = Path(path)
+        sealed = (folder / SUMS).is_file()
         if sealed:
-            _require_files(Path(path))
+            _require_files(folder)
+        local = Local.of(folder)
         try:
-            group = zarr.open_group(str(path), mode="r")
-        except (FileNotFoundError, GroupNotFoundError):
-            raise UserError(
-                f"There is no activation store at {path}; make one with `sae harvest`."
-            ) from None
-        except ValueError as error:
-            raise UserError(f"{path}/zarr.json is damaged ({error}); harvest again.") from None
-        attributes = dict(group.attrs)
+            with reading(f"{path}/zarr.json", "harvest again"):
+                group = zarr.open_group(str(path), mode="r")
+                attributes = dict(group.attrs)
+        except UserError as error:
+            if isinstance(error.__cause__, FileNotFoundError | GroupNotFoundError):
+                raise UserError(
+                    f"There is no activation store at {path}; make one with `sae harvest`."
+                ) from None
+            raise
         spec = StoreSpec.from_attributes(attributes, path)
         if not attributes.get("complete") or (attributes.get("sealed") and not sealed):
             raise UserError(
                 f"The activation store at {path} is incomplete; `sae harvest` goes on with it."
             )
-        return cls(Path(path), group, spec)
+        with reading(f"The activation store {path}", "remove it and run `sae harvest` again"):
+            require_layout(group, spec, local)
+            for site, width in spec.sites.items():
+                require_statistics(group, site, width, local)
+        return cls(folder, group, spec)
 
     @property
     def documents(self) -> DocumentTable:
@@ -86,8 +96,9 @@ class ActivationStore:
         """Rows [start, stop) of a site: (n, D) float16. A damaged or lost chunk is an error."""
         self.check_site(site)
         with self._damage_named(f"rows {start} to {stop} of `{site}`"):
-            self._require_shards(site, start, stop)
-            return np.asarray(array_of(self._group, f"activations/{site}")[start:stop])
+            array = array_of(self._group, f"activations/{site}")
+            self._require_shards(site, array, start, stop)
+            return np.asarray(array[start:stop])
 
     def stats(self, site: str) -> SiteStats:
         self.check_site(site)
@@ -95,16 +106,23 @@ class ActivationStore:
             group: Any = self._group[f"statistics/{site}"]
             values: dict[str, Any] = dict(group.attrs)
             mean = np.asarray(group["mean"][...])
-            return SiteStats(
-                int(values["count"]), mean, float(values["mean_square"]), float(values["mean_norm"])
-            )
+            names = ("count", "mean_square", "mean_norm")
+            count, square, norm = (float(values[name]) for name in names)
+            if not np.isfinite([count, square, norm, *mean]).all():
+                raise ValueError("they are not finite")
+            return SiteStats(int(count), mean, square, norm)
 
-    def _require_shards(self, site: str, start: int, stop: int) -> None:
-        """Zarr reads a shard that is not there as nought; here it is an error."""
-        rows = self.spec.shard_sequences * self.context
+    def _require_shards(self, site: str, array: Any, start: int, stop: int) -> None:
+        """Zarr reads a shard that is not there as nought; here it is an error. What its chunks
+        unfold to is looked at once."""
+        rows = array.shards[0]
         for shard in range(start // rows, -(-max(start, stop) // rows)) if self._is_local else ():
-            if not (self.path / shard_file(site, shard)).is_file():
-                raise FileNotFoundError(f"{shard_file(site, shard)} is missing")
+            file = shard_file(site, shard)
+            if not (self.path / file).is_file():
+                raise FileNotFoundError(f"{file} is missing")
+            if file not in self._looked_at:
+                require_shard_of(array, self.path / file)
+                self._looked_at.add(file)
 
     @property
     def _is_local(self) -> bool:
@@ -119,13 +137,12 @@ class ActivationStore:
                 f"Zarr is set to the codec pipeline `{pipeline}`; Loupe reads with `{VERIFYING}`, "
                 "which checks every chunk's sum: unset `codec_pipeline.path`."
             )
-        try:
+        advice = (
+            f"`sae verify {self.path}` names the files; remove the store and run `sae harvest` "
+            "again"
+        )
+        with reading(f"The {what} in {self.path} are damaged: they", advice):
             yield
-        except (ValueError, OSError, RuntimeError, LookupError, TypeError) as error:
-            raise UserError(
-                f"The {what} in {self.path} are damaged ({error}); `sae verify {self.path}` names "
-                "the files; remove the store and run `sae harvest` again."
-            ) from error
 
     def check_site(self, site: str) -> None:
         if site not in self.width:

@@ -18,9 +18,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import zarr
+from pydantic import TypeAdapter
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from sae.base.errors import UserError
+from sae.base.foreign import is_inside, reading
 
 SCHEMA = 1
 CHUNK_ROWS = 2048
@@ -89,14 +91,33 @@ class StoreSpec:
                 f"{attributes.get('schema')!r}); harvest again with this version of Loupe."
             )
         names = set(cls.__dataclass_fields__)
-        values = {k: v for k, v in attributes.items() if k in names}
-        values["splits"] = {k: (int(a), int(b)) for k, (a, b) in values["splits"].items()}
-        return cls(**values)
+        with reading(f"What {where} says of itself", "harvest again"):
+            spec = _FORM.validate_python({k: v for k, v in attributes.items() if k in names})
+            spec.require_sound()
+        return spec
+
+    def require_sound(self) -> None:
+        """Raises `ValueError` for attributes that no harvest writes."""
+        counts = {"context": self.context, "sequences": self.sequences, **self.sites}
+        if wrong := [name for name, count in counts.items() if not 1 <= count < 2**40]:
+            raise ValueError(f"`{wrong[0]}` is {counts[wrong[0]]}")
+        if wrong := [site for site in self.sites if not is_inside(site) or "/" in site]:
+            raise ValueError(f"`{wrong[0]}` is no name of a site")
+        for name, (first, last) in self.splits.items():
+            if not 0 <= first <= last <= self.sequences:
+                raise ValueError(f"split `{name}` is {first} to {last} of {self.sequences}")
+        if not all(isinstance(self.model.get(name), str) for name in ("name", "hash")):
+            raise ValueError("it does not name its model")
+        if not self.sites or "train" not in self.splits:
+            raise ValueError("it has no sites, or no split `train`")
 
     def differences(self, other: "StoreSpec") -> list[str]:
         """The names of the fields in which two harvests differ."""
         own, others = asdict(self), asdict(other)
         return [name for name, value in own.items() if _plain(value) != _plain(others[name])]
+
+
+_FORM = TypeAdapter(StoreSpec)
 
 
 def _plain(value: Any) -> Any:

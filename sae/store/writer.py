@@ -12,21 +12,24 @@ import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import zarr
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, require_free_space, sha256_file
+from sae.base.foreign import read_npz, reading, require_plain_files
 from sae.base.locks import Lock
 from sae.base.sums import SUMS, write_sums
+from sae.store.bounds import require_layout
 from sae.store.documents import DocumentTable
 from sae.store.schema import CHECKED, StoreSpec, array_of, create_arrays, shard_file
 from sae.store.stats import SiteStats, SiteSums
 
 Block = dict[str, np.ndarray]  # site -> (rows of the shard, D) float16
 PROGRESS = "progress"
+WAITING = 2
+"""Shards that may wait in memory for the disk."""
 
 
 class StoreWriter:
@@ -53,13 +56,13 @@ class StoreWriter:
         try:
             self._complete = self._is_complete()
             if self._complete or self._is_resumable():
-                self._group = zarr.open_group(self.path, mode="r+")
+                self._group = self._open()
             else:
                 self._group = self._create(tokens)
         except BaseException:
             self._lock.release()
             raise
-        self._queue: queue.Queue[tuple[int, Block] | None] = queue.Queue(maxsize=2)
+        self._queue: queue.Queue[tuple[int, Block] | None] = queue.Queue(maxsize=WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drain, name="store-writer", daemon=True)
         self._thread.start()
@@ -105,13 +108,23 @@ class StoreWriter:
         if kind is None:
             self._raise_if_failed()
 
+    def _open(self) -> zarr.Group:
+        """What is to be gone on with, if its arrays are those that this harvest writes."""
+        with reading(f"The activation store {self.path}", "remove it, and harvest again"):
+            require_plain_files(self.path)
+            group = zarr.open_group(self.path, mode="r+")
+            require_layout(group, self.spec, None)
+        return group
+
     def _attributes(self) -> dict[str, Any]:
         """Of the store at `path`, {} if there is none; `UserError` for what is not of Loupe."""
         if not self.path.exists() or all(p.suffix == ".partial" for p in self.path.iterdir()):
             return {}
         try:
-            attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r").attrs)
-        except (OSError, ValueError):
+            with reading(self.path):
+                require_plain_files(self.path)
+                attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r").attrs)
+        except UserError:
             attributes = {}
         if "schema" not in attributes:
             raise UserError(
@@ -200,7 +213,7 @@ class StoreWriter:
         )
 
     def _write_statistics(self, site: str, width: int) -> None:
-        parts = [_load_sums(self._done_file(i), site) for i in range(self.spec.shards)]
+        parts = [_load_sums(self._done_file(i), site, width) for i in range(self.spec.shards)]
         stats = SiteStats.from_sums(SiteSums.merge(parts, width))
         group = self._group.require_group(f"statistics/{site}")
         group.create_array("mean", data=stats.mean_D, overwrite=True, **CHECKED)
@@ -212,9 +225,9 @@ class StoreWriter:
         """The sums of all files: of shards as they were taken when each was written."""
         sums: dict[str, str] = {}
         for shard in range(self.spec.shards):
-            with np.load(self._done_file(shard)) as arrays:
-                for site in self.spec.sites:
-                    sums[shard_file(site, shard)] = str(arrays[f"{site}/sha256"])
+            arrays = read_npz(self._done_file(shard))
+            for site in self.spec.sites:
+                sums[shard_file(site, shard)] = str(arrays[f"{site}/sha256"])
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
             if path.suffix == ".partial":
@@ -226,9 +239,9 @@ class StoreWriter:
     def _is_done(self, shard: int) -> bool:
         """Whether the shard's statistics can be read and its files are there."""
         try:
-            for site in self.spec.sites:
-                _load_sums(self._done_file(shard), site)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            for site, width in self.spec.sites.items():
+                _load_sums(self._done_file(shard), site, width)
+        except UserError:
             return False
         return all((self.path / shard_file(site, shard)).is_file() for site in self.spec.sites)
 
@@ -259,7 +272,13 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _load_sums(path: Path, site: str) -> SiteSums:
-    with path.open("rb") as file, np.load(file) as arrays:
-        count, square, norm = arrays[f"{site}/scalars"]
-        return SiteSums(int(count), arrays[f"{site}/total"], float(square), float(norm))
+def _load_sums(path: Path, site: str, width: int) -> SiteSums:
+    """The statistics of a shard that is done. Raises `UserError` if it is not."""
+    with reading(path):
+        arrays = read_npz(path)
+        count, square, norm = arrays[f"{site}/scalars"].tolist()
+        total_D = arrays[f"{site}/total"]
+        digest = arrays[f"{site}/sha256"]
+        if (total_D.shape, total_D.dtype) != ((width,), np.float64) or digest.dtype.kind != "U":
+            raise ValueError("it is of another harvest")
+        return SiteSums(int(count), total_D, float(square), float(norm))

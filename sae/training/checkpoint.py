@@ -8,16 +8,19 @@ is removed with the next one. A damaged checkpoint is passed over for the one be
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_sealed_json, sha256_file, write_sealed_json
-from sae.base.foreign import reading
+from sae.base.foreign import is_inside, reading
+from sae.base.tensors import read_state
 from sae.training.trainer import CoderTrainer
 
 KEPT = 2
@@ -62,6 +65,8 @@ def load_checkpoint(
             continue
         for problem in damaged:
             say(f"{problem} Going back to the checkpoint before it, of step {content['step']}.")
+        if missing := [t.name for t in trainers if t.name not in states]:
+            raise UserError(f"{commit} has no state of `{missing[0]}`; remove it.")
         for trainer in trainers:
             _load_into(trainer, states[trainer.name])
         return int(content["step"])
@@ -144,7 +149,7 @@ def _committed(commit: Path) -> dict[str, Any]:
     """What the file says that makes a checkpoint valid; its names are those of folders here."""
     content = read_sealed_json(commit)
     names = content.get("sha256_of")
-    fits = isinstance(names, dict) and all(Path(n).name == n for n in names)
+    fits = isinstance(names, dict) and all(is_inside(n) and "/" not in n for n in names)
     if not fits or content.get("step") != _step(commit) or "fingerprint" not in content:
         raise UserError(f"{commit} is damaged: it does not say which checkpoint is valid.")
     return content
@@ -165,9 +170,33 @@ def _verified(folder: Path, content: dict[str, Any]) -> dict[str, Path]:
 def _load_into(trainer: CoderTrainer, path: Path) -> None:
     advice = f"remove {path.parents[2]}/checkpoint-* to train from the start"
     with reading(f"The checkpoint {path}, by this version of torch,", advice):
-        # mapped: a state that is read as a whole would be in memory beside the weights it is for
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        state = read_state(path, advice)
+        require_form(trainer.state_dict(), state)
         trainer.load_state_dict(state)
+
+
+def require_form(own: Any, saved: Any, where: str = "state") -> None:
+    """Raises `ValueError` unless `saved` has the names, shapes and types of a trainer's own state:
+    torch copies one number into a whole matrix without a word."""
+    if isinstance(own, dict):
+        if not isinstance(saved, dict) or set(saved) != set(own):
+            raise ValueError(f"its {where} holds other names")
+        for name, value in own.items():
+            require_form(value, saved[name], f"{where}.{name}")
+    elif isinstance(own, list | tuple):
+        if not isinstance(saved, list | tuple) or len(saved) != len(own):
+            raise ValueError(f"its {where} holds other things")
+        for number, value in enumerate(own):
+            require_form(value, saved[number], f"{where}.{number}")
+    elif isinstance(own, Tensor):
+        first = 1 if where.startswith("state.resampler") else 0  # a reservoir of any length
+        shape = own.shape[first:]
+        if not isinstance(saved, Tensor) or saved.ndim != own.ndim or saved.dtype != own.dtype:
+            raise ValueError(f"its {where} is no tensor of {own.dtype}")
+        if saved.shape[first:] != shape:
+            raise ValueError(f"its {where} has shape {tuple(saved.shape)}, not {tuple(own.shape)}")
+    elif type(saved) is not type(own) or (isinstance(own, float) and not math.isfinite(saved)):
+        raise ValueError(f"its {where} is {saved!r}")
 
 
 def _is_of(commit: Path, fingerprint: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sae.base.errors import UserError
 from sae.base.files import write_text
+from sae.base.foreign import require_file
 
 
 class TrainingLog:
@@ -17,7 +18,8 @@ class TrainingLog:
         self.path = folder / "training.jsonl"
         kept = ""
         if step and self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
+            require_file(self.path)
+            lines = self.path.read_text(errors="replace").splitlines(keepends=True)
             kept = "".join(s for s in lines if s.endswith("\n") and _step_of(s) <= step)
         write_text(self.path, kept)
         self._file = self.path.open("a")
@@ -45,10 +47,11 @@ class TrainingLog:
 
 
 def _step_of(line: str) -> float:
+    """Infinity for what is no record: a line that a kill cut short, or a disk spoilt."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line cut short by a kill
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
+        return float("inf")
 
 
 def _tensorboard(folder: Path, purge_step: int) -> Any:

@@ -3,21 +3,16 @@
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from app.launch import streamlit_arguments
-from app.run_folder import ENVIRONMENT
 from app.visible import plain
 from sae.features import FeatureIndex, select
+from tests.app.server import serving
 
 CHROMIUM = os.environ.get("LOUPE_CHROMIUM", "/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -36,44 +31,11 @@ if missing:
     pytest.skip(f"BROWSER TESTS SKIPPED: {missing}.", allow_module_level=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(live_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The browser as `sae browse` starts it; its address."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "streamlit", *streamlit_arguments(live_run, port=port)]
-    environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=log.parent
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{address}/_stcore/health", process, log)
+    with serving(live_run, tmp_path_factory.mktemp("server")) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(20)
-    said = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
-    assert "Traceback" not in said, said[-6000:]
-
-
-def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(300):
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"The server did not start: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,16 @@
+import sqlite3
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sae.base.errors import UserError
-from sae.features import FeatureIndex, Notes
+from sae.features import FeatureIndex, Notes, verify_index
+from sae.features.notes_file import notes_problems
+from tests.features.synthetic import make_index
 
 
 @pytest.fixture
@@ -124,3 +130,92 @@ def test_the_users_label_wins(index_folder: Path, tmp_path: Path) -> None:
     assert index.table["label"][0] == automatic[0]
     index.notes.undo(0)
     assert index.labels()[0] == automatic[0]
+
+
+WRITER = """
+import sys
+from sae.features.notes import Notes
+notes, own = Notes(sys.argv[1], "hash-a", width=40), int(sys.argv[2])
+for number in range(int(sys.argv[3])):
+    notes.set_label(own, f"label {number}")
+    notes.tag(39, f"{own}-{number}")
+    print(number, flush=True)  # acknowledged: both are to be found, whatever comes
+"""
+WRITES = 40
+
+
+def test_processes_write_at_once_and_some_are_killed(notes: Notes) -> None:
+    """All that was acknowledged is there, in order, and the file is sound."""
+    command = [sys.executable, "-c", WRITER, str(notes.path)]
+    writers = [
+        subprocess.Popen([*command, str(n), str(WRITES)], stdout=subprocess.PIPE, text=True)
+        for n in range(4)
+    ]
+    acknowledged: list[int] = []
+    for number, writer in enumerate(writers):
+        assert writer.stdout is not None
+        if number % 2:  # in the middle of whatever it is doing
+            for _ in range(3 * number):
+                writer.stdout.readline()
+            writer.kill()
+        acknowledged.append(3 * (number % 2) * number + len(writer.stdout.read().split()))
+        writer.wait()
+        writer.stdout.close()
+    assert acknowledged[0] == acknowledged[2] == WRITES
+    assert notes_problems(notes.path) == []
+    tags = notes.tags()[39]
+    for own, count in enumerate(acknowledged):
+        values = [change.value for change in notes.history(own)]
+        assert values[:count] == [f"label {n}" for n in range(count)]
+        assert len(values) <= count + 1  # the one that it died over
+        assert {f"{own}-{n}" for n in range(count)} <= set(tags)
+
+
+def test_a_file_of_another_make_is_not_read(notes: Notes) -> None:
+    """Its views and computed columns would run with our queries, without end."""
+    endless = (
+        "CREATE VIEW changes AS WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) "
+        "SELECT n AS id, 'hash-a' AS coder, n AS feature, 'label' AS field, '\"x\"' AS value, "
+        "'' AS time, 0 AS undone FROM c"
+    )
+    with closing(sqlite3.connect(notes.path)) as connection:
+        connection.executescript(endless)
+    with pytest.raises(UserError, match="no file of notes"):
+        notes.labels()
+    with pytest.raises(UserError, match="no file of notes"):
+        notes.set_label(1, "x")
+    assert "no file of notes" in notes_problems(notes.path)[0]
+
+
+PATIENT = """
+import sqlite3, sys
+from sae.features.notes import Notes
+notes = Notes(sys.argv[1], "c" * 64, width=40)
+for number in range(int(sys.argv[2])):
+    while True:
+        try:
+            notes.set_label(3, f"label {number}")
+            break
+        except sqlite3.OperationalError:  # told: it was not saved
+            continue
+    print(number, flush=True)
+"""
+
+
+def test_an_index_that_is_built_again_keeps_what_is_written_meanwhile(tmp_path: Path) -> None:
+    folder, count = make_index(tmp_path / "topk"), 150
+    command = [sys.executable, "-c", PATIENT, str(folder / "notes.sqlite3"), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        builds = 0
+        while writer.poll() is None and builds < 20:
+            make_index(folder)
+            builds += 1
+        assert len(writer.stdout.read().split()) == count - 1
+    index = FeatureIndex.open(folder)
+    assert [change.value for change in index.notes.history(3)] == [
+        f"label {number}" for number in range(count)
+    ]
+    assert verify_index(folder) == []
+    assert not list(tmp_path.glob("*.old"))

@@ -1,4 +1,4 @@
-"""One finished tiny run, made once, that the tests of the pipelines only read or copy."""
+"""Copies of the finished run, to be changed."""
 
 import shutil
 from pathlib import Path
@@ -8,19 +8,6 @@ import yaml
 
 from pipelines.manifest import Manifest
 from sae.base.files import sha256_file
-from tests.conftest import tiny_settings
-from tests.pipelines.command import sae
-
-
-@pytest.fixture(scope="session")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_corpus: Path
-) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    output = sae("run", *tiny_settings(folder, tiny_folder, tiny_corpus))
-    assert "topk" in output
-    assert "sae browse" in output
-    return folder
 
 
 @pytest.fixture

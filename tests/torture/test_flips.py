@@ -26,6 +26,7 @@ from tests.conftest import tiny_settings
 from tests.damage import Damage, kinds_of_files
 from tests.pipelines.command import sae
 from tests.torture.machine import number
+from tests.torture.table import Tables
 
 DAMAGES = number("DAMAGES", 1_000, full=10_000)
 SITE = "blocks.0.hook_resid_post"
@@ -108,7 +109,7 @@ def matters(kind: str, damage: Damage) -> bool:
     return not any(part in damage.path.parts for part in unread)
 
 
-def test_flips(run: Path, capsys) -> None:
+def test_flips(run: Path, tables: Tables) -> None:
     assert verify(run) == []
     rng = np.random.default_rng(0)
     kinds = kinds_of_files(run)
@@ -138,11 +139,9 @@ def test_flips(run: Path, capsys) -> None:
                 if not harmless(kind, damage):
                     silent.append(f"read: {damage}")
     assert verify(run) == []
-    with capsys.disabled():
-        print(f"\n{'kind':<12}{'damages':>9}{'named':>7}{'read':>7}{'refused':>9}")
-        for kind in kinds:
-            row = f"{kind:<12}{drawn[kind]:>9}{named[kind]:>7}"
-            print(f"{row}{readable[kind]:>7}{refused[kind]:>9}")
+    for kind in kinds:
+        row = [kind, drawn[kind], named[kind], readable[kind], refused[kind]]
+        tables.add("damages", ["kind", "damages", "named", "read", "refused"], row)
     assert not silent, silent[:20]
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from pipelines.verify import verify
 from tests.torture.machine import context, make_config, number, results_of, stage_of, start
+from tests.torture.table import Tables
 from tests.torture.test_kills import settings
 
 POINTS = number("POINTS", 20, full=100)
@@ -50,7 +51,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_full_disk(
-    tiny_folder: Path, tiny_corpus: Path, small_disk: Path, tmp_path: Path, capsys
+    tiny_folder: Path, tiny_corpus: Path, small_disk: Path, tmp_path: Path, tables: Tables
 ) -> None:
     server, rng = context(), np.random.default_rng(1)
     wanted = settings(tiny_folder, tiny_corpus)
@@ -89,8 +90,7 @@ def test_full_disk(
         assert [key for key, value in truth.items() if found[key] != value] == [], said
         assert verify(folder) == []
         shutil.rmtree(folder)
-    with capsys.disabled():
-        print(f"\n{'full in':<12}{'times':>7}{'sentence':>10}{'resumed':>9}")
-        for stage, times in sorted(stages.items()):
-            print(f"{stage:<12}{times:>7}{ends[stage, 'sentence']:>10}{times:>9}")
+    for stage, times in sorted(stages.items()):
+        row = [stage, times, ends[stage, "sentence"], times]
+        tables.add("full disks", ["full in", "times", "sentence", "resumed"], row)
     assert all(how == "sentence" for _, how in ends), ends

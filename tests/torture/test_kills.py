@@ -21,6 +21,7 @@ from tests.torture.machine import (
     stage_of,
     start,
 )
+from tests.torture.table import Tables
 
 KILLS = number("KILLS", 100, full=1_000)
 CODERS = (
@@ -37,7 +38,7 @@ def settings(tiny_folder: Path, tiny_corpus: Path) -> list[str]:
     return [*base, CODERS, "train.tokens=40000"]
 
 
-def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, capsys) -> None:
+def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, tables: Tables) -> None:
     server, rng = context(), np.random.default_rng(0)
     wanted = settings(tiny_folder, tiny_corpus)
     config = make_config(tmp_path / "whole", wanted)
@@ -76,8 +77,8 @@ def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, capsys) -> 
         assert not wrong, f"{folder} after kills in {last}: {wrong}"
         assert verify(folder) == [], folder
         assert not [p for p in folder.rglob("*.partial") if p.parent != folder], folder
-    with capsys.disabled():
-        print(f"\n{sum(killed.values())} kills in {runs} runs of {seconds:.1f} s each")
-        print(f"{'killed in':<12}{'kills':>7}{'resumed':>9}{'different':>11}")
-        for stage in ("start", *STAGES):
-            print(f"{stage:<12}{killed[stage]:>7}{resumed[stage]:>9}{differences:>11}")
+    headings = ["killed in", "kills", "resumed", "different"]
+    for stage in ("start", *STAGES):
+        tables.add("kills", headings, [stage, killed[stage], resumed[stage], differences])
+    total = [f"{runs} runs of {seconds:.1f} s", killed.total(), resumed.total(), differences]
+    tables.add("kills", headings, total)

@@ -11,13 +11,14 @@ from sae.store import SiteStats
 from sae.training import CoderTrainer, Settings
 from sae.training.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoints
 from tests.torture.machine import number
+from tests.torture.table import Tables
 
 CHECKPOINTS = number("CHECKPOINTS", 10_000, full=100_000)
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]
 
 
-def test_ten_thousand_checkpoints(tmp_path: Path, capsys) -> None:
+def test_ten_thousand_checkpoints(tmp_path: Path, tables: Tables) -> None:
     stats = SiteStats(1000, np.zeros(16), 16.0, 4.0)
     coder = make_coder("topk", 16, 256, k=4)
     trainer = CoderTrainer("c", coder, "", stats, Settings(steps=CHECKPOINTS))
@@ -31,9 +32,9 @@ def test_ten_thousand_checkpoints(tmp_path: Path, capsys) -> None:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             seen.append((files, handles, memory))
     (files, handles, memory), (files_end, handles_end, memory_end) = seen
-    with capsys.disabled():
-        print(f"\n{CHECKPOINTS:,} checkpoints: {files_end} files, {handles_end} open files")
-        print(f"peak memory +{(memory_end - memory) / 1024:.1f} MiB after the first hundred")
+    headings = ["checkpoints", "files", "more open files", "more MiB of memory"]
+    more = handles_end - handles, f"{(memory_end - memory) / 1024:.1f}"
+    tables.add("rotation, since the hundredth", headings, [f"{CHECKPOINTS:,}", files_end, *more])
     assert files == files_end == 4
     assert handles_end <= handles
     assert memory_end - memory < 16 * 1024

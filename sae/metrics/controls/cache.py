@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.files import atomic_write, sha256_json
+from sae.base.tensors import read_safetensors
 from sae.coders import Coder, load_coder, save_coder
 from sae.coders.folder import CONFIG
 
@@ -29,7 +30,7 @@ class Cache:
         """What `make` returned for this key, now or earlier."""
         path = self._path(name, key, ".safetensors")
         if path is not None and path.exists():
-            return load_file(path)
+            return read_safetensors(path)
         made = {tensor: value.detach().cpu().contiguous() for tensor, value in make().items()}
         if path is not None:
             atomic_write(path, lambda file: file.write(save(made)))
