@@ -31,7 +31,8 @@ def read_state(path: Path | str, advice: str = "make it again, or take another")
         size = require_file(path)
         with ZipFile(path) as archive:
             require_stored(archive)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped: a state read as a whole would be in memory beside the weights that it is for
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _require_plain(found, size)
         return found
 

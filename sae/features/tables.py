@@ -79,7 +79,8 @@ def _unfolded(column: pa.ChunkedArray) -> int:
 
 
 def _repeated(chunk: pa.DictionaryArray) -> int | None:
-    return pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py()
+    lengths = pc.binary_length(chunk.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.sum(lengths.take(chunk.indices)).as_py()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _plain(part: pa.Table) -> pa.Table:
