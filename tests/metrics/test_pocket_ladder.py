@@ -59,8 +59,7 @@ def test_its_controls_are_heard_all_over_the_held_out_text(found: dict[str, Any]
     said = found["provenance"]
     assert said["control_loss_tokens"] > 3000
     interval = said["interval"]
-    assert interval["control_loss_over"] == "documents"
-    assert interval["control_loss_units"] >= 10
+    assert interval["control_loss_units"] >= 10  # documents, or sequences where these are fewer
     details = found["error_budget_details"]
-    assert (details["tokens"], details["over"]) == (2048, "documents")
+    assert details["tokens"] == 2048
     assert details["units"] >= 10

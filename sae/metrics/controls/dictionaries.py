@@ -48,6 +48,7 @@ def _scaled_encoder(control: Coder, data: TrainData) -> Coder:
     return control
 
 
+@torch.no_grad()
 def shuffled_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> OtherDecoder:
     """The coder's codes with its decoder rows permuted: each latent writes another's direction."""
     x_BD, wanted_BD = data.some_pairs()
