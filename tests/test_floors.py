@@ -13,6 +13,7 @@ FLOORS = [
     {"lm", "corpus"},
     {"store"},
     {"synthetic"},
+    {"synthetic_sites"},
     {"kernels"},
     {"coders"},
     {"training"},
@@ -70,7 +71,8 @@ def test_no_assert_outside_tests(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sae", "sae.synthetic", "sae.features", "sae.io.hdf5", "pipelines.cli"]
+    "module",
+    ["sae", "sae.synthetic", "sae.synthetic_sites", "sae.features", "sae.io.hdf5", "pipelines.cli"],
 )
 def test_import_leaves_torch_out(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
