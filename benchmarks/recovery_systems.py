@@ -13,9 +13,11 @@ import scipy.sparse as sp
 import torch
 
 from sae.base.files import write_json
-from sae.coders import make_coder
+from sae.coders import TwoSites, make_coder
+from sae.coders.registry import TWO_SITES
 from sae.metrics.recovery import as_csr
 from sae.synthetic import SITE, Recipe, Sample, SyntheticStream, SyntheticTruth
+from sae.synthetic_sites import TARGET, TwoSiteStream, TwoSiteTruth
 from sae.training import CoderTrainer, Settings
 
 HERE = Path(__file__).parent
@@ -23,12 +25,20 @@ PLAIN = Recipe(d=64, features=256, l0=6.0)
 CASES = {
     "independent": PLAIN,
     "structured": replace(PLAIN, families=16, exclusive=(16, 2), correlated=(16, 3)),
+    "two sites": PLAIN,
 }
+D_OUT = {"two sites": 48}  # of the cases for transcoders: width of the site to be predicted
 WIDTH, K, TEST_ROWS = PLAIN.features, round(PLAIN.l0), 20_000
 L1 = 1.0  # the default of 5, for language models, silences most features here
 OPTIONS = {
-    **{key: {"l1": L1} for key in ("relu", "relu_unconstrained", "ista")},
-    **{key: {"k": K} for key in ("topk", "batchtopk", "matryoshka")},
+    **{
+        key: {"l1": L1}
+        for key in ("relu", "relu_unconstrained", "ista", "relu_transcoder", "relu_skip_transcoder")
+    },
+    **{
+        key: {"k": K}
+        for key in ("topk", "batchtopk", "matryoshka", "transcoder", "skip_transcoder")
+    },
     "gated": {"l1": 3 * L1},
     "switch": {"k": K, "experts": 2},
     "jumprelu": {"target_l0": K},
@@ -59,21 +69,39 @@ class Size:
 class Data:
     """The rows of one case and seed, on disk, and the truth behind them."""
 
-    truth: SyntheticTruth
+    stream: SyntheticStream  # of the training rows
     test: Sample
     folder: Path
     steps: int
-    batch: int
     seed: int
 
     @property
-    def train(self) -> Path:
-        return self.folder / "train.npy"
+    def truth(self) -> SyntheticTruth:
+        return self.stream.truth
 
-    def batches(self) -> Iterator[np.ndarray]:
-        rows = np.load(self.train, mmap_mode="r")
+    @property
+    def batch(self) -> int:
+        return self.stream.batch
+
+    @property
+    def sites(self) -> list[str]:
+        """The one that is read and, where there are two, the one that is predicted."""
+        return list(self.stream.rows(0))
+
+    def file(self, site: str = SITE) -> Path:
+        return self.folder / f"{site}.npy"
+
+    def batches(self) -> Iterator[list[np.ndarray]]:
+        """The rows of each site."""
+        files = [np.load(self.file(site), mmap_mode="r") for site in self.sites]
         for i in range(self.steps):
-            yield np.array(rows[i * self.batch : (i + 1) * self.batch])
+            yield [np.array(rows[i * self.batch : (i + 1) * self.batch]) for rows in files]
+
+    def wanted(self) -> np.ndarray:
+        """The test rows that a coder is to reconstruct or predict."""
+        if isinstance(self.truth, TwoSiteTruth):
+            return self.truth.target_of(self.test)
+        return self.test.x_BD
 
 
 @dataclass(frozen=True)
@@ -86,44 +114,68 @@ class Found:
     b_dec_D: np.ndarray
     seconds: float
     samples: int
+    W_skip_OD: np.ndarray | None = None
+
+
+def fits(architecture: str, case: str) -> bool:
+    """Whether an architecture is one for the case's number of sites."""
+    return (architecture in TWO_SITES) == (case in D_OUT)
 
 
 def draw(case: str, seed: int, size: Size, folder: Path) -> Data:
     """Writes the rows of a case. The dictionary, too, is another one for each seed."""
-    truth = SyntheticTruth(replace(CASES[case], seed=seed))
-    test = SyntheticStream(truth, TEST_ROWS, seed=1).sample(0)
-    data = Data(truth, test, folder, size.samples // size.batch, size.batch, seed)
-    shape = (data.steps * size.batch, truth.recipe.d)
-    rows = np.lib.format.open_memmap(data.train, mode="w+", dtype=np.float32, shape=shape)
-    stream = SyntheticStream(truth, size.batch, seed=0)
+    recipe = replace(CASES[case], seed=seed)
+    if case in D_OUT:
+        stream: SyntheticStream = TwoSiteStream(TwoSiteTruth(recipe, D_OUT[case]), size.batch)
+    else:
+        stream = SyntheticStream(SyntheticTruth(recipe), size.batch)
+    test = SyntheticStream(stream.truth, TEST_ROWS, seed=1).sample(0)
+    data = Data(stream, test, folder, size.samples // size.batch, seed)
+    files = {
+        site: np.lib.format.open_memmap(
+            data.file(site),
+            mode="w+",
+            dtype=np.float32,
+            shape=(data.steps * size.batch, rows.shape[1]),
+        )
+        for site, rows in stream.rows(0).items()
+    }
     for i in range(data.steps):
-        rows[i * size.batch : (i + 1) * size.batch] = stream.sample(i).x_BD
-    rows.flush()
+        for site, rows in stream.rows(i).items():
+            files[site][i * size.batch : (i + 1) * size.batch] = rows
+    for file in files.values():
+        file.flush()
     np.save(folder / "test.npy", test.x_BD)
     return data
 
 
 def loupe(architecture: str, data: Data) -> Found:
     settings = Settings(steps=data.steps, batch=data.batch, seed=data.seed)
-    options = OPTIONS.get(architecture, {})
+    options, target = dict(OPTIONS.get(architecture, {})), None
+    if architecture in TWO_SITES:
+        target = TARGET, data.stream.stats(site=TARGET)
+        options["d_out"] = len(target[1].mean_D)
     coder = make_coder(architecture, data.truth.recipe.d, WIDTH, **options)
-    stats = SyntheticStream(data.truth, data.batch).stats()
+    stats = data.stream.stats()
     began = time.process_time()
-    trainer = CoderTrainer(architecture, coder, SITE, stats, settings)
-    for x_BD in data.batches():
-        trainer.step(torch.from_numpy(x_BD))
+    trainer = CoderTrainer(architecture, coder, SITE, stats, settings, target=target)
+    for rows in data.batches():
+        trainer.step(*map(torch.from_numpy, rows))
     seconds = time.process_time() - began
     coder = trainer.finished_coder()
     with torch.inference_mode():
         acts = as_csr(coder.encode(torch.from_numpy(data.test.x_BD)))
     weights = (coder.W_enc_FD.numpy(), coder.W_dec_FD.numpy(), coder.b_dec_D.numpy())
-    return Found(acts, *weights, seconds, data.steps * data.batch)
+    W_skip = coder.W_skip_OD.numpy() if isinstance(coder, TwoSites) and coder.skip else None
+    return Found(acts, *weights, seconds, data.steps * data.batch, W_skip)
 
 
-def peer(system: str, architecture: str, python: Path, data: Data, limit: float) -> Found:
-    """Runs `peers/<system>_recovery.py` in the peer's environment."""
+def peer(
+    system: str, architecture: str, python: Path, data: Data, limit: float, multiple: float
+) -> Found:
+    """Runs `peers/<system>_recovery.py` in the peer's environment, at `multiple` of its rate."""
     given = {
-        "train": str(data.train),
+        "train": str(data.file()),
         "test": str(data.folder / "test.npy"),
         "out": str(data.folder / "found.npz"),
         "architecture": architecture,
@@ -131,6 +183,7 @@ def peer(system: str, architecture: str, python: Path, data: Data, limit: float)
         "width": WIDTH,
         "batch": data.batch,
         "seed": data.seed,
+        "multiple": multiple,
     }
     settings = data.folder / "settings.json"
     write_json(settings, given)
@@ -165,11 +218,11 @@ def sklearn(data: Data, limit: float) -> Found:
         transform_algorithm="omp",
         transform_n_nonzero_coefs=K,
     )
-    mean_D = SyntheticStream(data.truth, data.batch).stats().mean_D.astype(np.float32)
+    mean_D = data.stream.stats().mean_D.astype(np.float32)
     samples, began = 0, time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # gaps of 1e-6: of no account here
-        for x_BD in data.batches():
+        for (x_BD,) in data.batches():
             learner.partial_fit(x_BD - mean_D)
             samples += len(x_BD)
             if time.process_time() - began > limit:

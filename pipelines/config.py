@@ -19,6 +19,7 @@ OPTIONS = (
 )  # fmt: skip
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Clip = Annotated[float, Field(ge=0)]
 
 
 class ModelConfig(Section):
@@ -123,6 +124,10 @@ class CoderConfig(Section):
     learning_rate: float | None = Field(default=None, description="default: the n^-1/2 rule")
     warmup: Share | None = Field(default=None, description="default: train.warmup")
     decay: Share | None = Field(default=None, description="default: train.decay")
+    grad_clip: Clip | None = Field(default=None, description="default: train.grad_clip")
+    centre: Literal["mean", "geometric_median"] = Field(
+        default="mean", description="where b_dec starts: mean or geometric_median"
+    )
     resample: tuple[Share, ...] = Field(
         default=(), description="when dead latents start again, in shares of steps (relu)"
     )
@@ -163,6 +168,9 @@ class TrainConfig(Section):
     )
     decay: Share = Field(
         default=0.3, description="share of steps, at the end, in which it falls to 0"
+    )
+    grad_clip: Clip = Field(
+        default=1.0, description="largest norm of a coder's gradient; 0: it is not clipped"
     )
     auxk_coefficient: float = Field(
         default=1 / 32, ge=0, description="weight of the dead latents' loss"

@@ -6,13 +6,16 @@ Lengths are shares of the training, so that a recipe scales with it.
 from typing import Any
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Bricken et al. 2023, "Towards Monosemanticity": dead latents are resampled after 25, 50, 75
-    # and 100 thousand steps; dead is who was silent for 12,500. Of 8 billion activations in
-    # batches of 8,192, which are 976,562 steps; a constant learning rate.
+    # Bricken et al. 2023, "Towards Monosemanticity": b_dec starts at the geometric median, and dead
+    # latents are resampled after 25, 50, 75 and 100 thousand steps; dead is who was silent for
+    # 12,500. Of 8 billion activations in batches of 8,192, which are 976,562 steps; a constant
+    # learning rate, and no clipping. configs/towards-monosemanticity.yaml has what differs still.
     "towards-monosemanticity": {
         "architecture": "relu",
         "resample": (0.0256, 0.0512, 0.0768, 0.1024),
         "resample_window": 0.0128,
+        "centre": "geometric_median",
+        "grad_clip": 0.0,
         "warmup": 0.0,
         "decay": 0.0,
     },

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from pipelines.config import CoderConfig
+from pipelines.recipes import RECIPES
 from sae.base.config import validate
 from sae.base.errors import UserError, nearest
 from sae.coders.registry import hyperparameters_of
@@ -97,10 +98,10 @@ def _coder(given: dict[str, Any]) -> CoderConfig:
 
 def _parts(coder: CoderConfig, keys: Iterable[str]) -> list[str]:
     """`k32`, `l1-5`, `lr0.001`, `4.resid_post`: short, and fit for the name of a folder."""
-    parts = []
+    parts, defaults = [], RECIPES.get(coder.recipe or "", {})  # its recipe is named already
     for key in keys:
         value = getattr(coder, key)
-        if value == CoderConfig.model_fields[key].default:
+        if value == defaults.get(key, CoderConfig.model_fields[key].default):
             continue
         if key == "site":
             parts.append(re.sub(r"blocks\.|hook_", "", value))

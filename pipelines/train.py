@@ -1,10 +1,14 @@
 """Stage train: the store's shuffled activations -> coders in SAELens's folder format."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
+import torch
+
 import sae
-from pipelines.config import CoderConfig, RunConfig, TrainConfig
+from pipelines.config import CoderConfig, RunConfig
 from pipelines.manifest import CODE, code_hash
 from pipelines.progress import console, listed, progress
 from sae.base.devices import default_device, parse_device
@@ -12,20 +16,24 @@ from sae.base.errors import UserError
 from sae.base.files import sha256_json
 from sae.base.interrupts import noted_signals
 from sae.base.memory import require_memory
-from sae.coders import make_coder, save_coder
+from sae.coders import Coder, make_coder, save_coder
 from sae.coders.registry import (
-    ARCHITECTURES,
     TRAINABLE,
     TWO_SITES,
     check_options,
     hyperparameters_of,
 )
-from sae.kernels.select import CHUNK_VALUES
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.store.schema import CHUNK_ROWS
-from sae.training import CoderTrainer, Settings, train
-from sae.training.optimizer import moment_bytes
+from sae.training import (
+    CoderTrainer,
+    Settings,
+    bytes_needed,
+    first_rows,
+    geometric_median,
+    train,
+)
 
 
 def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
@@ -36,16 +44,10 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     store = ActivationStore.open(config.store)
     wanted = [coder for coder in config.train.coders if coder.name in names]
     steps = max(1, config.train.tokens // config.train.batch)
-    _check_memory(config, wanted, store)
-    trainers = [_trainer(config, coder, store, steps) for coder in wanted]
+    _check_memory(config, wanted, store, steps)
+    trainers = _trainers(config, wanted, store, steps)
     sites = sorted({site for trainer in trainers for site in trainer.sites})
-    reader = ShuffledReader(
-        store,
-        sites,
-        config.train.batch,
-        seed=config.train.seed,
-        window=config.train.window,
-    )
+    reader = _reader(config, store, sites)
     folder = config.folder / "coders"
     coders = [coder.model_dump() for coder in wanted]
     code = code_hash(*CODE["train"])
@@ -73,25 +75,61 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
+def _reader(config: RunConfig, store: ActivationStore, sites: Sequence[str]) -> ShuffledReader:
+    options = config.train
+    return ShuffledReader(store, sites, options.batch, seed=options.seed, window=options.window)
+
+
+def _sites(config: RunConfig, wanted: CoderConfig) -> list[str]:
+    """The site that a coder reads and, for a transcoder, the one that it predicts."""
+    return list(filter(None, (config.site_of(wanted), wanted.target_site)))
+
+
+def _trainers(
+    config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore, steps: int
+) -> list[CoderTrainer]:
+    @cache  # shared by coders of one site
+    def median_of(site: str) -> np.ndarray:
+        return geometric_median(first_rows(_reader(config, store, [site]), site))
+
+    made = []
+    for coder in wanted:
+        asked = coder.centre == "geometric_median"
+        centre_D = median_of(_sites(config, coder)[-1]) if asked else None
+        made.append(_trainer(config, coder, store, steps, centre_D))
+    return made
+
+
 def _trainer(
-    config: RunConfig, wanted: CoderConfig, store: ActivationStore, steps: int
+    config: RunConfig,
+    wanted: CoderConfig,
+    store: ActivationStore,
+    steps: int,
+    centre_D: np.ndarray | None,
 ) -> CoderTrainer:
-    site = config.site_of(wanted)
-    d_in = store.width[site]
-    extra: dict[str, Any] = dict(wanted.options)
-    target: tuple[str, SiteStats] | None = None
-    if wanted.target_site is not None:
-        store.check_site(wanted.target_site)
-        target = wanted.target_site, store.stats(wanted.target_site)
-        if wanted.architecture in TWO_SITES:
-            extra["d_out"] = store.width[wanted.target_site]
-    width = wanted.width or wanted.expansion * d_in
-    coder = make_coder(wanted.architecture, d_in, width, **extra)
-    device = config.model.device or default_device()
-    settings = _settings(config, wanted, steps)
+    coder = _coder(config, wanted, store)
+    site, *others = _sites(config, wanted)
+    targets: list[tuple[str, SiteStats]] = [(other, store.stats(other)) for other in others]
     return CoderTrainer(
-        wanted.name, coder, site, store.stats(site), settings, device, target=target
+        wanted.name,
+        coder,
+        site,
+        store.stats(site),
+        settings_of(config, wanted, steps),
+        config.model.device or default_device(),
+        target=targets[0] if targets else None,
+        centre_D=centre_D,
     )
+
+
+def _coder(config: RunConfig, wanted: CoderConfig, store: ActivationStore) -> Coder:
+    sites = _sites(config, wanted)
+    for site in sites:
+        store.check_site(site)
+    d_in, d_out = store.width[sites[0]], store.width[sites[-1]]
+    width = wanted.width or wanted.expansion * d_in
+    extra = {"d_out": d_out} if wanted.architecture in TWO_SITES else {}
+    return make_coder(wanted.architecture, d_in, width, **wanted.options, **extra)
 
 
 def check_coders(config: RunConfig) -> None:
@@ -109,10 +147,10 @@ def check_coders(config: RunConfig) -> None:
                 f"`{coder.architecture}` predicts one site from another; name it as `target_site` "
                 f"of the coder `{coder.name}`."
             )
-        _settings(config, coder, steps=1)
+        settings_of(config, coder, steps=1)
 
 
-def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
+def settings_of(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
     options = config.train
     return Settings(
         steps=steps,
@@ -120,6 +158,8 @@ def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
         learning_rate=wanted.learning_rate,
         warmup=options.warmup if wanted.warmup is None else wanted.warmup,
         decay=options.decay if wanted.decay is None else wanted.decay,
+        grad_clip=options.grad_clip if wanted.grad_clip is None else wanted.grad_clip,
+        centre=wanted.centre,
         auxk_coefficient=options.auxk_coefficient,
         auxk_k=options.auxk_k,
         dead_after=options.dead_after,
@@ -131,38 +171,26 @@ def _settings(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
     )
 
 
-def _check_memory(config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore) -> None:
-    """On a CPU: weights, gradients, Adam's two moments of every coder, and its average; what the
-    one that is at work holds of scores; windows of every site, read ahead.
+def _check_memory(
+    config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore, steps: int
+) -> None:
+    """On a CPU: what every coder keeps, what the one that is at work holds beside that, and
+    windows of every site, read ahead.
     """
     if (config.model.device or default_device()) != "cpu":
         return
-    kept, at_work, sites = 0, 0, set[str]()
-    for coder in wanted:
-        site = config.site_of(coder)
-        for read in filter(None, (site, coder.target_site)):
-            store.check_site(read)
-            sites.add(read)
-        d_out = store.width[coder.target_site or site]
-        width = coder.width or coder.expansion * store.width[site]
-        kept += _bytes_kept(config.train, width, (store.width[site], d_out), coder.k)
-        scores, dense = config.train.batch * width, ARCHITECTURES[coder.architecture].dense_tensors
-        at_work = max(at_work, 4 * (dense * scores or min(scores, CHUNK_VALUES)))
+    with torch.device("meta"):  # shapes without memory
+        coders = [_coder(config, coder, store) for coder in wanted]
+    needs = [
+        bytes_needed(coder, settings_of(config, given, steps))
+        for coder, given in zip(coders, wanted, strict=True)
+    ]
+    sites = {site for coder in wanted for site in _sites(config, coder)}
     read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
+    needed = sum(need.kept for need in needs) + max(need.at_work for need in needs) + read_ahead
     advice = "train fewer or narrower coders, or take a smaller `train.batch` or `train.window`"
     what = f"Training {listed([coder.name for coder in wanted])} together"
-    require_memory(kept + at_work + read_ahead, what, advice)
-
-
-def _bytes_kept(options: TrainConfig, width: int, columns: tuple[int, int], k: int | None) -> int:
-    """Of one coder, between the steps and in them. Gradients hold the touched rows alone where
-    k of them per token are fewer than the latents."""
-    touched = width if k is None else min(width, options.batch * k)
-    found = 0
-    for d in columns:
-        moment = moment_bytes(width * d, options.moments)
-        found += width * d * (4 + 2 * moment + (4 if options.ema else 0)) + 4 * touched * d
-    return found + 2 * width * columns[0]  # the encoder in bfloat16, for the selection
+    require_memory(needed, what, advice)
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:

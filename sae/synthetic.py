@@ -98,15 +98,16 @@ class SyntheticTruth:
     """The dictionary and the structure that a recipe stands for.
 
     `dictionary_nD` unit rows; `probability_n` of firing, exactly; `parent_n` (-1: none);
-    `exclusive_n`, `correlated_n` the group of each feature (-1: none); `offset_D`.
+    `exclusive_n`, `correlated_n` the group of each feature (-1: none); `offset_D`. `target_nD` is
+    what a coder's decoder is to find: the same dictionary, unless there are two sites
+    (`sae.synthetic_sites`).
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         rng = np.random.default_rng([recipe.seed, 0])
         n, families = recipe.features, recipe.families
-        directions = rng.standard_normal((n, recipe.d))
-        self.dictionary_nD = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        self.dictionary_nD = self.target_nD = unit_rows(rng, n, recipe.d)
         offset = rng.standard_normal(recipe.d)
         self.offset_D = offset * (recipe.offset / np.linalg.norm(offset))
         self.probability_n = zipf_probabilities(n, recipe.zipf, recipe.l0)
@@ -200,20 +201,30 @@ class SyntheticStream:
         rng = np.random.default_rng([self.truth.recipe.seed, 1, self.seed, number])
         return self.truth.draw(rng, self.batch)
 
+    def rows(self, number: int) -> dict[str, np.ndarray]:
+        """The rows of batch `number`, by site."""
+        return {self.site: self.sample(number).x_BD}
+
     def batches(self, start: int = 0) -> Generator[dict[str, np.ndarray], None, None]:
         """Batches from number `start` on, by site, without end."""
         number = start
         while True:
             began = perf_counter()
-            x_BD = self.sample(number).x_BD
+            rows = self.rows(number)
             self.waited += perf_counter() - began
-            yield {self.site: x_BD}
+            yield rows
             number += 1
 
-    def stats(self, batches: int = 32) -> SiteStats:
+    def stats(self, batches: int = 32, site: str | None = None) -> SiteStats:
         """Statistics of the first batches, as a store has them."""
-        parts = [SiteSums.of(self.sample(i).x_BD) for i in range(batches)]
-        return SiteStats.from_sums(SiteSums.merge(parts, self.truth.recipe.d))
+        parts = [SiteSums.of(self.rows(i)[site or self.site]) for i in range(batches)]
+        return SiteStats.from_sums(SiteSums.merge(parts, len(parts[0].total_D)))
+
+
+def unit_rows(rng: np.random.Generator, rows: int, width: int) -> npt.NDArray[np.float64]:
+    """Rows of norm 1 in random directions."""
+    directions = rng.standard_normal((rows, width))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def zipf_probabilities(features: int, exponent: float, total: float) -> npt.NDArray[np.float64]:

@@ -13,6 +13,7 @@ FLOORS = [
     {"lm", "corpus"},
     {"store"},
     {"synthetic"},
+    {"synthetic_sites"},
     {"kernels"},
     {"coders"},
     {"training"},
@@ -72,7 +73,15 @@ def test_no_assert_outside_tests(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["sae", "sae.synthetic", "sae.features", "sae.explain.report", "sae.io.hdf5", "pipelines.cli"],
+    [
+        "sae",
+        "sae.synthetic",
+        "sae.synthetic_sites",
+        "sae.features",
+        "sae.explain.report",
+        "sae.io.hdf5",
+        "pipelines.cli",
+    ],
 )
 def test_import_leaves_torch_out(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -11,6 +11,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 from recovery_peer import Rows, run
 
+RATE = 2e-4  # of the trainers at 2^14 latents where no rate is given; ∝ 1 / √latents
 KINDS = {"topk": (TopKTrainer, AutoEncoderTopK), "batchtopk": (BatchTopKTrainer, BatchTopKSAE)}
 
 
@@ -22,6 +23,7 @@ def train(given: dict, rows: Rows) -> tuple:
         "activation_dim": rows.array.shape[1],
         "dict_size": given["width"],
         "k": given["k"],
+        "lr": given["multiple"] * RATE / (given["width"] / 2**14) ** 0.5,
         "layer": 0,
         "lm_name": "synthetic",
         "seed": given["seed"],

@@ -3,9 +3,9 @@
     PYTHON <system>_recovery.py SETTINGS.json
 
 The settings name `train` and `test` (.npy, rows in the order in which all systems see them),
-`out` (.npz), `architecture`, `k`, `width`, `batch` and `seed`. A script trains its system once,
-with the system's own recipe, writes weights and test codes to `out`, and prints {"seconds": ...},
-the processor time of the training.
+`out` (.npz), `architecture`, `k`, `width`, `batch`, `seed` and `multiple`. A script trains its
+system once, with the system's own recipe at `multiple` times its default learning rate, writes
+weights and test codes to `out`, and prints {"seconds": ...}, the processor time of the training.
 """
 
 import json

@@ -26,6 +26,7 @@ def train(given: dict, rows: Rows) -> tuple:
         SAETrainerConfig(
             total_training_samples=len(rows) * rows.batch,
             train_batch_size_samples=rows.batch,
+            lr=given["multiple"] * SAETrainerConfig.lr,
             lr_end=3e-5,  # without a default here; a constant rate never comes to it
         ),
         sae,

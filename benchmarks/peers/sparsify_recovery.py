@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 HOOK = "rows"
+RATE = 5e-3  # of its default optimiser, signum, at 2^14 latents; ∝ 1 / √latents
 
 
 class Lookup(nn.Module):
@@ -62,6 +63,7 @@ def train(given: dict, rows: Rows) -> tuple:
             batch_size=1,
             hookpoints=[HOOK],
             init_seeds=[given["seed"]],
+            lr=given["multiple"] * RATE / (given["width"] / 2**14) ** 0.5,
             log_to_wandb=False,
             save_every=10**9,
             save_dir=folder,

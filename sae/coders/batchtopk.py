@@ -31,6 +31,9 @@ class BatchTopK(Coder):
         self.register_buffer("threshold", torch.tensor(0.0))
         self.register_buffer("seen", torch.tensor(0))
 
+    def touched(self, rows: int) -> int:
+        return min(self.d_sae, rows * self.k)
+
     def select(self, centred_BD: Tensor) -> Support:
         return select_positive(centred_BD, self.W_enc_FD, self.b_enc_F, self.threshold)
 

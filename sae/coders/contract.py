@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sae.base.errors import UserError
 from sae.kernels import Codes, Kernels, Support, kernels_for
+from sae.kernels.select import CHUNK_VALUES
 
 
 class Forward:
@@ -106,6 +107,19 @@ class Coder(nn.Module, ABC):
 
     def constrain(self) -> None:
         """Brings parameters back into their domain; called after every update."""
+
+    def touched(self, rows: int) -> int:
+        """The most latents of which gradients hold a row, in a training step on so many rows."""
+        return self.d_sae
+
+    def gradient_values(self, rows: int) -> int:
+        """Values of the gradients of both matrices that such a step holds at its peak."""
+        return self.touched(rows) * (self.d_in + self.d_out)
+
+    def dense_values(self, rows: int) -> int:
+        """Values of (rows, F) tensors that such a step holds at its peak."""
+        scores = rows * self.d_sae
+        return self.dense_tensors * scores or min(scores, CHUNK_VALUES)
 
     def row_penalty(self, codes: Codes) -> Tensor:
         """(B,) what the loss adds to each row's ‖x − x̂‖², before the division by D."""

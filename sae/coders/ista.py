@@ -27,7 +27,8 @@ from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
 from sae.kernels import Codes, Kernels, Support
 
-CHUNK_VALUES = 1 << 26  # of the dense (rows, F) codes that are iterated on at a time
+CHUNK_VALUES = 1 << 28  # of all dense (rows, F) tensors that the steps on a chunk hold: 1 GiB
+PER_STEP, BESIDE = 3, 6  # how many these are (tests/training/test_memory.py counts them)
 
 
 class ISTA(Coder):
@@ -65,6 +66,22 @@ class ISTA(Coder):
         """η_t: of the first guess, then of each step."""
         return self.log_gain_T.exp() / self.squared_norm
 
+    def dense_values(self, rows: int) -> int:
+        """Those of one chunk: the steps of the others are taken anew in the backward pass."""
+        return min(rows, self._chunk_rows) * self.d_sae * self._dense_tensors
+
+    def gradient_values(self, rows: int) -> int:
+        """The decoder's twice: every step adds to what the later ones left."""
+        return super().gradient_values(rows) + self.W_dec_FD.numel()
+
+    @property
+    def _dense_tensors(self) -> int:
+        return PER_STEP * self.steps + BESIDE
+
+    @property
+    def _chunk_rows(self) -> int:
+        return max(1, CHUNK_VALUES // (self.d_sae * self._dense_tensors))
+
     def select(self, centred_BD: Tensor) -> Support:
         return self._iterated(centred_BD).support
 
@@ -98,7 +115,7 @@ class ISTA(Coder):
         With gradients and more than one chunk, the steps of a chunk are computed again in the
         backward pass, so that memory holds those of one chunk.
         """
-        chunks = centred_BD.split(max(1, CHUNK_VALUES // self.d_sae))
+        chunks = centred_BD.split(self._chunk_rows)
         again = len(chunks) > 1 and torch.is_grad_enabled()
         acts, indices, counts = [], [], [torch.zeros(1, dtype=torch.int64)]
         for chunk_BD in chunks:

@@ -43,6 +43,10 @@ class Matryoshka(BatchTopK):
                 "each of at least one latent more than the one before."
             )
 
+    def gradient_values(self, rows: int) -> int:
+        """The decoder's is whole, since `_groups` splits it: in parts, and joined from them."""
+        return self.touched(rows) * self.d_in + 2 * self.d_sae * self.d_out
+
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:
         """One encoding, one decoding of each entry: x̂_m is x̂_(m−1) and the group's own sum."""
         codes = self._codes_at(x_BD, support, kernels)

@@ -38,6 +38,10 @@ class ReLUUnconstrained(Coder):
             self.W_dec_FD *= DECODER_NORM
             self.W_enc_FD *= DECODER_NORM
 
+    def gradient_values(self, rows: int) -> int:
+        """The decoder's twice: that of its norms beside that of the reconstruction."""
+        return super().gradient_values(rows) + self.d_sae * self.d_out
+
     def select(self, centred_BD: Tensor) -> Support:
         return select_positive(centred_BD, self.W_enc_FD, self.b_enc_F)
 

@@ -21,6 +21,7 @@ from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
 from sae.kernels import Codes, Kernels, Support, kernels_for
+from sae.kernels.select import CHUNK_VALUES
 
 
 class Switch(Coder):
@@ -58,6 +59,13 @@ class Switch(Coder):
             rows = torch.randn(self.experts, self.d_in, generator=generator)
             self.W_router_ED.copy_(rows / self.d_in**0.5)
             self.b_router_D.copy_(mean_D)
+
+    def touched(self, rows: int) -> int:
+        return min(self.d_sae, rows * self.k)
+
+    def dense_values(self, rows: int) -> int:
+        """Scores of one expert at a time, to which all rows may go."""
+        return min(rows * self.d_sae // self.experts, CHUNK_VALUES)
 
     def route(self, x_BD: Tensor) -> Tensor:
         """Probabilities of the experts, (B, E)."""

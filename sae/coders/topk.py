@@ -21,6 +21,9 @@ class TopK(Coder):
         super().__init__(d_in, d_sae)
         self.k = k
 
+    def touched(self, rows: int) -> int:
+        return min(self.d_sae, rows * self.k)
+
     def select(self, centred_BD: Tensor) -> Support:
         return select_topk(centred_BD, self.W_enc_FD, self.b_enc_F, self.k)
 

@@ -40,6 +40,9 @@ class TwoSites(Coder):
             self.W_skip_OD = nn.Parameter(torch.zeros(self.d_out, self.d_in))
         self.register_buffer("_nothing_D", torch.zeros(self.d_in), persistent=False)
 
+    def gradient_values(self, rows: int) -> int:
+        return super().gradient_values(rows) + (self.W_skip_OD.numel() if self.skip else 0)
+
     def input_centre(self) -> Tensor:
         return self.get_buffer("_nothing_D")
 

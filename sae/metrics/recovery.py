@@ -18,6 +18,10 @@ Definitions, for n true directions d_i and F latents with decoder rows w_j:
   latent's own feature and j its parent, child or correlated one: the median over pairs (an α near
   0 would rule a mean); and the same for unrelated j.
 
+Where features are known at two sites (`sae.synthetic_sites`), encoder rows are held against the
+directions that a transcoder reads, decoder rows, in all of these, against those that it writes
+(beside a skip connection, against what that leaves of them).
+
 Everything is computed in float64; None where nothing is to be averaged.
 """
 
@@ -29,8 +33,9 @@ import scipy.sparse as sp
 from scipy.optimize import linear_sum_assignment
 
 from sae.base.errors import UserError
-from sae.coders import Coder, Codes
+from sae.coders import Coder, Codes, TwoSites
 from sae.synthetic import Sample, SyntheticTruth
+from sae.synthetic_sites import TwoSiteTruth
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -69,6 +74,8 @@ def recovery(coder: Coder, truth: SyntheticTruth, sample: Sample) -> Score:
 
     with torch.inference_mode():
         codes = coder.encode(torch.from_numpy(sample.x_BD))
+    if isinstance(coder, TwoSites) and coder.skip and isinstance(truth, TwoSiteTruth):
+        truth = truth.beside(coder.W_skip_OD.detach().cpu().numpy())
     return recovery_of(
         as_csr(codes),
         coder.W_dec_FD.detach().cpu().numpy(),
@@ -93,9 +100,9 @@ def recovery_of(
         )
     codes_BF = sp.csc_matrix(acts_BF, dtype=np.float64, copy=True)
     codes_BF.eliminate_zeros()
-    matching = match(W_dec_FD, truth.dictionary_nD)
+    matching = match(W_dec_FD, truth.target_nD)
     fired_F = np.diff(codes_BF.indptr) > 0
-    cosine_nF = _unit(truth.dictionary_nD) @ _unit(W_dec_FD).T
+    cosine_nF = _unit(truth.target_nD) @ _unit(W_dec_FD).T
     return {
         "mcc": matching.mcc,
         "mcc_encoder": None if W_enc_FD is None else match(W_enc_FD, truth.dictionary_nD).mcc,
@@ -186,7 +193,7 @@ def hedging(W_dec_FD: npt.NDArray[np.floating], truth: SyntheticTruth, matching:
         return {"hedging": None, "hedging_unrelated": None}
     both_ways = np.concatenate([pairs, pairs[:, ::-1]])
     rng = np.random.default_rng(truth.recipe.seed)
-    n = len(truth.dictionary_nD)
+    n = len(truth.target_nD)
     related = {(int(i), int(j)) for i, j in both_ways}
     drawn = [(int(i), int(rng.integers(n))) for i, _ in both_ways]
     unrelated = [(i, j) for i, j in drawn if i != j and (i, j) not in related]
@@ -225,7 +232,7 @@ def _coefficients(
     if matching.latent_n[own] < 0:
         return 0.0, 0.0
     row = np.asarray(W_dec_FD[matching.latent_n[own]], dtype=np.float64)
-    basis = truth.dictionary_nD[[own, other]]
+    basis = truth.target_nD[[own, other]]
     alpha, beta = np.linalg.lstsq(basis.T, row, rcond=None)[0]
     return float(alpha), float(beta)
 

@@ -20,7 +20,8 @@ LARGE = 2**28  # weights of a matrix above which its moments are kept in bfloat1
 
 
 class CoderOptimizer:
-    """Clips the gradient's norm, projects it, steps, renormalises; moments are kept per weight.
+    """Clips the gradient's norm (at `grad_clip`, unless that is 0), projects it, steps,
+    renormalises; moments are kept per weight.
 
     Where the coder holds its decoder rows at unit norm, the clipped norm is that of the
     gradient without the rows' radial parts: what Adam will see. Of a gradient that holds only
@@ -32,7 +33,8 @@ class CoderOptimizer:
     def __init__(
         self, coder: Coder, grad_clip: float, kernels: Kernels, moments: Moments = "auto"
     ) -> None:
-        self.coder, self.grad_clip, self.kernels = coder, grad_clip, kernels
+        self.coder, self.kernels = coder, kernels
+        self.grad_clip = grad_clip or math.inf
         self.steps = 0
         weights = {n: w for n, w in coder.named_parameters() if w.requires_grad}
         self.moments = {
@@ -54,7 +56,9 @@ class CoderOptimizer:
             for name, weight in self.coder.named_parameters()
             if weight.grad is not None and name in self.moments
         }
-        norm = math.sqrt(sum(self._square(n, w, g) for n, (w, g) in gradients.items()))
+        norm = 0.0
+        if self.grad_clip < math.inf:
+            norm = math.sqrt(sum(self._square(n, w, g) for n, (w, g) in gradients.items()))
         for number, (name, (weight, gradient)) in enumerate(gradients.items()):
             step = AdamStep(
                 scale=min(1.0, self.grad_clip / norm) if norm > 0 else 1.0,

@@ -7,10 +7,13 @@ At each resampling step, a latent that was silent throughout the window before i
     bias           0, and Adam's moments of all three are forgotten.
 
 The paper measures the loss of 819,200 inputs with the coder of that moment, beside the training
-stream. Here the examples are the last 100 training batches, each with its loss at its own step:
-no second stream, no further forward pass. They are drawn without replacement by a weighted
-reservoir (Efraimidis & Spirakis 2006: the smallest of Exp(1) / weight), which holds no more
-rows than latents that may turn out to be dead. Its draws are a pure function of (seed, step).
+stream. Here the examples are the last so many training inputs, each with its loss at its own step:
+no second stream, no further forward pass. They are not older than the window, since before it the
+latents that are dead now took part in the reconstruction; in a training whose window is shorter
+than 819,200 inputs there are as many examples as the window has. They are drawn without
+replacement by a weighted reservoir (Efraimidis & Spirakis 2006: the smallest of Exp(1) / weight),
+which holds no more rows than latents that may turn out to be dead. Its draws are a pure function of
+(seed, step).
 An input is taken relative to `b_dec`, which is what the encoder sees.
 """
 
@@ -26,7 +29,7 @@ from sae.coders import Coder, Forward
 from sae.training.optimizer import CoderOptimizer
 from sae.training.settings import Settings
 
-COLLECTED = 100  # batches before a resampling step whose inputs are examples
+EXAMPLES = 819_200  # inputs before a resampling step that are examples, in whole batches
 ENCODER_NORM = 0.2  # of a new encoder row, in mean norms of the living ones
 
 
@@ -42,6 +45,7 @@ class Resampler:
         self.coder, self.settings = coder, settings
         self.steps = sorted({max(1, round(s * settings.steps)) for s in settings.resample})
         self.window = max(1, round(settings.resample_window * settings.steps))
+        self.collected = min(self.window, -(-EXAMPLES // settings.batch))  # batches
         self._forget_examples()
 
     def after_step(
@@ -57,7 +61,7 @@ class Resampler:
         `silent_F` counts tokens since a latent fired; new latents start again at 0.
         """
         due = next((s for s in self.steps if s >= step), None)
-        if due is None or due - step >= min(COLLECTED, self.window):
+        if due is None or due - step >= self.collected:
             return
         batch = len(x_BD)
         may_be_dead = int((silent_F >= (self.window - (due - step)) * batch).sum())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sae.base.errors import UserError
+from sae.training.centre import Centre
 
 Moments = Literal["auto", "float32", "bfloat16"]
 
@@ -25,7 +26,8 @@ class Settings:
     auxk_coefficient: float = 1 / 32  # Gao et al. 2024, appendix A.2
     auxk_k: int | None = None  # latents that model the residual; None: D / 2
     dead_after: int | None = None  # silent tokens that make a latent dead; None: `dead_tokens`
-    grad_clip: float = 1.0  # largest norm of a coder's gradient
+    grad_clip: float = 1.0  # largest norm of a coder's gradient; 0: it is not clipped
+    centre: Centre = "mean"  # where b_dec starts
     ema: float | None = None  # of the weights, per step; the average is what is saved
     moments: Moments = "auto"  # dtype of Adam's; auto: bfloat16 for more than 2^28 weights
     resample: tuple[float, ...] = ()  # when dead latents start again, in shares of the training
@@ -36,10 +38,15 @@ class Settings:
         for name in ("steps", "batch", "dead_after"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        for name in ("learning_rate", "auxk_k", "grad_clip"):
+        for name in ("learning_rate", "auxk_k"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"`{name}` is {value}; it must be above 0.")
+        if not self.grad_clip >= 0:
+            raise UserError(
+                f"`grad_clip` is {self.grad_clip}; it is the largest norm of a gradient, above 0, "
+                "or 0 for none."
+            )
         if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > 1:
             raise UserError(
                 f"`warmup` {self.warmup} and `decay` {self.decay} are shares of the training; "
@@ -50,10 +57,12 @@ class Settings:
                 f"`ema` is {self.ema}; it is the share of the average that stays at each step, "
                 "between 0 and 1 (0.999, say)."
             )
-        if self.moments not in get_args(Moments):
-            raise UserError(
-                f"`moments` is `{self.moments}`; it must be one of {', '.join(get_args(Moments))}."
-            )
+        for name, kind in (("moments", Moments), ("centre", Centre)):
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(
+                    f"`{name}` is `{getattr(self, name)}`; it must be one of "
+                    f"{', '.join(get_args(kind))}."
+                )
         shares = (*self.resample, self.resample_window)
         if not all(0 < share <= 1 for share in shares):
             raise UserError(

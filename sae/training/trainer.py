@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -47,7 +49,8 @@ class CoderTrainer:
 
     `stats` are those of the store's train split: they fix the scale and the initial b_dec.
     A transcoder has a `target` as well: the site that it predicts, with its statistics and, from
-    them, a scale of its own.
+    them, a scale of its own. `centre_D` is the geometric median of the site that is predicted, in
+    raw units, where `settings.centre` asks that b_dec starts there.
     """
 
     def __init__(
@@ -60,27 +63,13 @@ class CoderTrainer:
         device: str = "cpu",
         backend: Backend = "auto",
         target: tuple[str, SiteStats] | None = None,
+        centre_D: npt.NDArray[np.floating] | None = None,
     ) -> None:
         self.name, self.site, self.settings = name, site, settings
         self.sites = (site,) if target is None else (site, target[0])
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.scale, mean_D = _normalisation(site, stats)
-        self.target_scale: float | None = None
-        if isinstance(coder, TwoSites):
-            if target is None:
-                raise UserError(
-                    f"`{coder.architecture}` predicts one site from another; name it as "
-                    "`target_site`."
-                )
-            self.target_scale, target_mean_D = _normalisation(*target)
-            coder.initialise(mean_D, generator, target_mean_D)
-        elif target is not None:
-            raise UserError(
-                f"`{coder.architecture}` reconstructs the site that it reads; only transcoders "
-                f"have a target site, such as `{target[0]}`."
-            )
-        else:
-            coder.initialise(mean_D, generator)
+        self.scale, self.target_scale = self._initialise(coder, stats, target)
+        if settings.centre == "geometric_median":
+            self._move_centre(coder, centre_D)
         if torch.device(device).type == "cpu":
             keep_freed_memory()
         self.coder = coder.to(device).train()
@@ -97,6 +86,38 @@ class CoderTrainer:
         low = default_dtype(device)
         self.candidates = low if low is torch.bfloat16 else None
         self.done = 0
+
+    def _initialise(
+        self, coder: Coder, stats: SiteStats, target: tuple[str, SiteStats] | None
+    ) -> tuple[float, float | None]:
+        """First weights; returns the scales of the site and, for a transcoder, of its target."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        scale, mean_D = _normalisation(self.site, stats)
+        if isinstance(coder, TwoSites):
+            if target is None:
+                raise UserError(
+                    f"`{coder.architecture}` predicts one site from another; name it as "
+                    "`target_site`."
+                )
+            target_scale, target_mean_D = _normalisation(*target)
+            coder.initialise(mean_D, generator, target_mean_D)
+            return scale, target_scale
+        if target is not None:
+            raise UserError(
+                f"`{coder.architecture}` reconstructs the site that it reads; only transcoders "
+                f"have a target site, such as `{target[0]}`."
+            )
+        coder.initialise(mean_D, generator)
+        return scale, None
+
+    def _move_centre(self, coder: Coder, centre_D: npt.NDArray[np.floating] | None) -> None:
+        if centre_D is None:
+            raise UserError(
+                "`centre` is `geometric_median`, which statistics do not tell; give it as "
+                "`centre_D`, from some rows by `sae.training.geometric_median`."
+            )
+        scaled_D = torch.as_tensor(centre_D * (self.target_scale or self.scale))
+        coder.b_dec_D.data.copy_(scaled_D)
 
     @property
     def units(self) -> tuple[str, float, torch.device]:

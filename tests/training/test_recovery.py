@@ -13,6 +13,7 @@ from sae.coders import Coder, make_coder
 from sae.coders.registry import TRAINABLE, TWO_SITES
 from sae.metrics.recovery import recovery
 from sae.synthetic import SITE, Recipe, SyntheticStream, SyntheticTruth, write_store
+from sae.synthetic_sites import TARGET, TwoSiteStream, TwoSiteTruth
 from sae.training import CoderTrainer, Settings, train
 from tests.contracts.test_coders import OPTIONS
 
@@ -23,9 +24,13 @@ TUNED = {  # what fits data with 3 features in a row
     "gated": {"l1": 3.0},
     "matryoshka": {"k": 3, "prefixes": (0.5, 1.0)},
     "switch": {"k": 3, "experts": 2},
+    **{name: {"k": 3} for name in ("transcoder", "skip_transcoder")},
+    "relu_transcoder": {"l1": 0.5},
+    "relu_skip_transcoder": {"l1": 0.1},
 }
-LEAST_MCC = 0.8
+LEAST_MCC, LEAST_READ = 0.8, 0.7  # the latter of a transcoder's encoder
 ONE_SITE = [name for name in TRAINABLE if name not in TWO_SITES]
+BOTH_SITES = [name for name in TRAINABLE if name in TWO_SITES]
 SETTINGS = Settings(steps=STEPS, batch=BATCH, learning_rate=5e-3, dead_after=10_000)
 
 
@@ -66,6 +71,42 @@ def test_the_dictionary_is_found(
     found = _mcc(trainer.finished_coder(), truth)
     assert before < 0.6
     assert found > LEAST_MCC
+
+
+@pytest.fixture(scope="module")
+def two_sites() -> TwoSiteStream:
+    """36 directions in 24 dimensions, which write to 20 of another site; noise, so that features
+    are best read along their own directions (`sae.synthetic_sites`)."""
+    recipe = Recipe(d=24, features=36, l0=3.0, zipf=0.5, noise=0.3, offset=1.0)
+    return TwoSiteStream(TwoSiteTruth(recipe, d_out=20), BATCH)
+
+
+@pytest.fixture(scope="module")
+def pairs(two_sites: TwoSiteStream) -> list[dict[str, torch.Tensor]]:
+    return [
+        {site: torch.from_numpy(rows) for site, rows in two_sites.rows(i).items()}
+        for i in range(STEPS)
+    ]
+
+
+@pytest.mark.parametrize("architecture", BOTH_SITES)
+def test_a_transcoder_finds_what_is_read_and_what_is_written(
+    architecture: str, two_sites: TwoSiteStream, pairs: list[dict[str, torch.Tensor]]
+) -> None:
+    coder = make_coder(architecture, 24, 48, d_out=20, **TUNED[architecture])
+    stats, target = two_sites.stats(), (TARGET, two_sites.stats(site=TARGET))
+    trainer = CoderTrainer(architecture, coder, SITE, stats, SETTINGS, target=target)
+    heldout = TwoSiteStream(two_sites.both, 2000, seed=1).sample(0)
+    before = recovery(trainer.finished_coder(), two_sites.truth, heldout)
+    for batch in pairs:
+        trainer.step(batch[SITE], batch[TARGET])
+    found = recovery(trainer.finished_coder(), two_sites.truth, heldout)
+    for side, least in (("mcc", LEAST_MCC), ("mcc_encoder", LEAST_READ)):
+        was, now = before[side], found[side]
+        assert was is not None
+        assert now is not None
+        assert was < 0.6
+        assert now > least, side
 
 
 def test_train_reads_a_stream_and_resumes(truth: SyntheticTruth, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sae.training.resampling import ENCODER_NORM, Resampler
 from tests.training.test_training import BATCH, SITE, STEPS, Killed, make_reader
 
 D, F = 6, 10
+KERNELS = get_kernels()
 DEAD = [2, 7]
 
 
@@ -25,8 +26,8 @@ def resampled(
     """A coder whose latents 2 and 7 are dead, resampled after one batch with these errors."""
     coder = make_coder("relu", D, F, l1=0.0)
     coder.initialise(torch.zeros(D), torch.Generator().manual_seed(0))
-    optimizer = CoderOptimizer(coder, 1.0, get_kernels())
-    coder.training_forward(x_BD, get_kernels()).x_hat_BD.sum().backward()
+    optimizer = CoderOptimizer(coder, 1.0, KERNELS)
+    coder.training_forward(x_BD, KERNELS).x_hat_BD.sum().backward()
     optimizer.step(1e-3)
     with torch.no_grad():
         coder.W_enc_FD *= 3
@@ -129,6 +130,29 @@ def test_resume_amid_the_gathering_is_bit_identical(store: ActivationStore, tmp_
         again.coder.state_dict().items(), undisturbed.coder.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "batches"),
+    [
+        (8192, 976_562, 100),  # the paper's: 819,200 inputs
+        (1000, 976_562, 820),
+        (8192, 4882, 62),  # the window's, which is shorter
+    ],
+)
+def test_examples_are_as_many_as_the_papers_where_the_window_has_them(
+    batch: int, steps: int, batches: int
+) -> None:
+    settings = Settings(steps=steps, batch=batch, resample=(0.0256,), resample_window=0.0128)
+    coder = make_coder("relu", D, F, l1=0.0)
+    resampler = Resampler(coder, settings)
+    x_BD, silent_F = torch.randn(F, D), torch.full((F,), 10**10)
+    codes = Codes.fixed(torch.zeros(F, 1), torch.zeros(F, 1).long(), F)
+    forward, optimizer = Forward(torch.zeros_like(x_BD), codes), CoderOptimizer(coder, 0.0, KERNELS)
+    first = resampler.steps[0] - batches + 1
+    for step, gathered in ((first - 1, 0), (first, F)):
+        resampler.after_step(step, x_BD, forward, silent_F, optimizer)
+        assert len(resampler.rows_ND) == gathered
 
 
 def test_only_relu_is_resampled(store: ActivationStore) -> None:

@@ -29,7 +29,8 @@ def settings_of(coder: Coder) -> Settings:
     known = {field.name for field in fields(Settings)}
     given: dict[str, Any] = {name: value for name, value in said.items() if name in known}
     given = {"steps": TOKENS // BATCH, "batch": BATCH} | given
-    return replace(Settings(**given), resample=())
+    # TopK keeps its latents alive by AuxK; where b_dec starts makes no control weaker.
+    return replace(Settings(**given), resample=(), centre="mean")
 
 
 def order_of(coder: Coder) -> dict[str, int]:
