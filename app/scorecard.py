@@ -32,6 +32,8 @@ FACTS = {
     "ablation_delta_ce": "ablation ΔCE",
 }
 """Names on the page of a feature, where there is room for more of them."""
+SEED_COSINES = ("seed_decoder_cosine", "seed_encoder_cosine")
+"""Left out where there is no other seed: one dash says it."""
 HELP = (
     "What the feature is worth, on held-out text. F1, specificity and sensitivity are of the rule "
     "that is its automatic label; a dash where there is no telling. Hover over a number for its "
@@ -99,7 +101,7 @@ def panel(here: data.Here, row: data.Row) -> None:
     items = [
         [title, shown(name, row[name]), hint(name, row)]
         for name, title in FACTS.items()
-        if name in row
+        if name in row and (row.get("seed_coders") or name not in SEED_COSINES)
     ]
     component.view("facts", "scorecard", items=items)
     tell_missing(here)

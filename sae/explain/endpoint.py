@@ -86,9 +86,7 @@ class Endpoint:
         if not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
             raise UserError(f"The key in {self.key_variable} holds characters that no key has.")
         if min(self.answer_tokens, self.tries, self.concurrency) < 1 or self.timeout <= 0:
-            raise UserError(
-                "Tokens of an answer, tries, concurrency and time-out must be positive."
-            )
+            raise UserError("Answer tokens, tries, concurrency and time-out must be above 0.")
 
     @property
     def address(self) -> httpx2.URL:

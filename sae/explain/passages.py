@@ -87,7 +87,7 @@ class Gatherer:
         n = min(self.half, len(positive), len(negative))
         if n < FEWEST_HELDOUT:
             return None
-        windows = self.index.windows(positive, feature, REACH)
+        windows = self._windows(positive, feature)
         told = [Passage(self._text(window)) for window in windows[:n]]
         told += [Passage(self._text(window), False) for window in negative[:n]]
         fuzzing = self._fuzzing(windows, rng)
@@ -102,14 +102,12 @@ class Gatherer:
         top = top[fold(self.index.tokens_ST, rows[top])[0]][: SHOWN // 2]
         chosen = np.concatenate([top, others])
         chosen = chosen[fold(self.index.tokens_ST, rows[chosen])[0]][:SHOWN]
-        chosen = chosen[np.argsort(-acts[chosen].astype(np.float32), kind="stable")]
         scale = 10 / float(self.index.table["max"].iloc[feature])
-        return [
-            Passage(
-                self._text(window, _active(window)), True, int(np.ceil(scale * window.acts.max()))
-            )
-            for window in self.index.windows(rows[chosen].astype(np.int64), feature, REACH)
+        found = [
+            Passage(self._text(one, _active(one)), True, int(np.ceil(scale * one.acts.max())))
+            for one in self._windows(rows[chosen], feature)
         ]
+        return sorted(found, key=lambda passage: -passage.strength)
 
     def _silent_windows(
         self, feature: int, fired: np.ndarray, positive: np.ndarray, rng: np.random.Generator
@@ -119,8 +117,7 @@ class Gatherer:
         rows = silent_rows(self.text, self.heldout, fired, positive, rng, rivals)
         rows = rng.permutation(rows)
         rows = rows[fold(self.index.tokens_ST, rows)[0]]
-        windows = self.index.windows(rows, feature, REACH) if len(rows) else []
-        return [window for window in windows if not window.acts.any()]
+        return [window for window in self._windows(rows, feature) if not window.acts.any()]
 
     def _fuzzing(self, windows: Sequence[Window], rng: np.random.Generator) -> list[Passage]:
         """As many passages with its own tokens marked as with the marks moved to silent ones.
@@ -138,14 +135,27 @@ class Gatherer:
         n = min(len(right), len(wrong))
         return right[:n] + wrong[:n]
 
+    def _windows(self, rows: np.ndarray, feature: int) -> list[Window]:
+        """About each row; without BOS, which is not text."""
+        if not len(rows):
+            return []
+        found = self.index.windows(rows.astype(np.int64), feature, REACH)
+        context = self.index.context
+        return [_from(window, int(window.start_row % context == 0)) for window in found]
+
     def _text(self, window: Window, marked: np.ndarray | None = None) -> str:
-        skip = int(window.start_row % self.index.context == 0)  # BOS is not text
-        ids = window.token_ids[skip:]
+        ids = window.token_ids
         pieces = [
             NEW_TEXT if token == self.index.meta.get("bos_id") else piece.translate(_PLAIN)
             for token, piece in zip(ids, self.index.vocabulary.display(ids), strict=True)
         ]
-        return _with_marks(pieces, np.zeros(len(ids), bool) if marked is None else marked[skip:])
+        return _with_marks(pieces, np.zeros(len(ids), bool) if marked is None else marked)
+
+
+def _from(window: Window, first: int) -> Window:
+    """The window from an offset on."""
+    ids, acts = window.token_ids[first:], window.acts[first:]
+    return Window(ids, acts, window.start_row + first, window.focus - first)
 
 
 def _active(window: Window) -> np.ndarray:

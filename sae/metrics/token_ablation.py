@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # nats: what taking nothing out may change, of rounding
 LOGIT_ROWS = 1024  # rows of (rows, V) logits that exist at a time
+LARGE = 60.0  # changes of a logit beyond this are exponentiated with care
 _HALVES = {  # half-blocks (attention, MLP) that are behind the point, of its block's two
     "hook_resid_pre": 0,
     "hook_resid_mid": 1,
@@ -103,16 +104,14 @@ class TokenAblation:
         hidden_ND = self._finish(clean, sequence, position_N, self._into_stream(part_ND))
         unique_U, which_N = position_N.unique(return_inverse=True)
         clean_UD = clean.hidden_STD[sequence, unique_U]
-        target_N = clean.tokens_ST[sequence, position_N + 1]
         unembed_VD = self.lm.model.lm_head.weight
-        clean_UV = F.log_softmax(clean_UD @ unembed_VD.T, dim=-1)
-        found = []
-        for rows in torch.arange(len(position_N), device=device).split(LOGIT_ROWS):
-            log_p = clean_UV[which_N[rows]]
-            difference = log_p - F.log_softmax(hidden_ND[rows] @ unembed_VD.T, dim=-1)
-            lost = difference.gather(1, target_N[rows, None])[:, 0]
-            kl = difference.mul_(log_p.exp_()).sum(-1)  # in place: these tensors are the cost
-            found.append(torch.stack([kl, lost]).double())
+        p_UV = (clean_UD @ unembed_VD.T).softmax(-1)
+        change_ND = hidden_ND - clean_UD[which_N]
+        target_N = clean.tokens_ST[sequence, position_N + 1]
+        found = [
+            _effects(p_UV[which_N[rows]], change_ND[rows] @ unembed_VD.T, target_N[rows])
+            for rows in torch.arange(len(position_N), device=device).split(LOGIT_ROWS)
+        ]
         kl_N, lost_N = torch.cat(found, dim=1).cpu()
         return kl_N, lost_N
 
@@ -186,3 +185,23 @@ class TokenAblation:
                     f"by {off:.1e} nats, which must be under {TOLERANCE:.0e}: no ablation is "
                     "reported. The model's blocks are not those of a GPT-2."
                 )
+
+
+def _effects(p_NV: Tensor, change_NV: Tensor, target_N: Tensor) -> Tensor:
+    """KL and ΔCE (2, N) float64 when logits change by δ, which is overwritten:
+
+        log Σ p exp δ − Σ p δ        log Σ p exp δ − δ_target
+
+    as log1p Σ p expm1 δ, so that small changes are exact to their own size.
+    """
+    mean_N = torch.linalg.vecdot(p_NV, change_NV).double()
+    of_target_N = change_NV.gather(1, target_N[:, None])[:, 0].double()
+    largest_N = change_NV.amax(1)
+    normaliser_N = torch.empty_like(mean_N)
+    large_N = largest_N > LARGE
+    if bool(large_N.any()):  # exp δ would overflow; 1 is nothing beside it
+        normaliser_N[large_N] = (p_NV[large_N].log() + change_NV[large_N]).double().logsumexp(1)
+    small_N = ~large_N
+    moved_N = torch.linalg.vecdot(p_NV, change_NV.expm1_()).double()
+    normaliser_N[small_N] = moved_N[small_N].log1p()
+    return torch.stack([normaliser_N - mean_N, normaliser_N - of_target_N])

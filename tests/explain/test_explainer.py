@@ -33,8 +33,11 @@ def endpoint(stub: Stub, **options: Any) -> Endpoint:
     return Endpoint(stub.url, "stub", **{"patience": 0.005, **options})
 
 
+FEW = WORDS[:3]
+
+
 def explained(
-    index: FeatureIndex, journal: Path, answer: Answer, features: Any = WORDS, **options: Any
+    index: FeatureIndex, journal: Path, answer: Answer, features: Any = FEW, **options: Any
 ) -> tuple[dict[str, Any], Stub]:
     with serving(answer) as stub:
         report = Explainer(index, features, endpoint(stub, **options), journal).run()
@@ -42,7 +45,7 @@ def explained(
 
 
 def test_a_good_explainer_is_told_from_chance(index: FeatureIndex, journal: Path) -> None:
-    report, stub = explained(index, journal, good)
+    report, stub = explained(index, journal, good, features=WORDS)
     summary = report["summary"]
     assert summary["explained"] == summary["features"] == len(WORDS)
     assert report["features"]["0"]["explanation"] == "the word return"
@@ -140,8 +143,8 @@ def test_one_who_is_busy_is_asked_again(index: FeatureIndex, journal: Path) -> N
             return status, {"Retry-After": "0"}, b'{"error": {"message": "slow down"}}'
         return good(stub, body)
 
-    report, stub = explained(index, journal, answer)
-    plain, once = explained(index, journal.with_name("other.jsonl"), good)
+    report, stub = explained(index, journal, answer, features=FEW[:2])
+    plain, once = explained(index, journal.with_name("other.jsonl"), good, features=FEW[:2])
     assert len(stub.asked) == 2 * len(once.asked)
     assert report["features"] == plain["features"]
 
@@ -165,13 +168,13 @@ def test_a_failure_now_and_then_is_counted_and_asked_again(
         return good(stub, body) if len(stub.asked) % 4 else (400, {}, b"content filter")
 
     with serving(answer) as stub:
-        explainer = Explainer(index, WORDS, endpoint(stub, concurrency=1), journal)
+        explainer = Explainer(index, FEW, endpoint(stub, concurrency=1), journal)
         report = explainer.run()
         assert report["requests_failed"] == len(explainer.failed) > 0
         unscored = [r for r in report["features"].values() if r["unscored"]]
         assert unscored
         stub.answer, before = good, len(stub.asked)
-        report = Explainer(index, WORDS, endpoint(stub), journal).run()
+        report = Explainer(index, FEW, endpoint(stub), journal).run()
         assert not any(record["unscored"] for record in report["features"].values())
         assert 0 < len(stub.asked) - before < before
 
@@ -197,7 +200,7 @@ def test_nobody_there_is_one_sentence(index: FeatureIndex, journal: Path) -> Non
         Explainer(index, WORDS, asked, journal).run()
 
 
-@pytest.mark.parametrize("features", [WORDS, WORDS[:1]])
+@pytest.mark.parametrize("features", [FEW, WORDS[:1]])
 def test_the_estimate_is_what_is_sent(
     index: FeatureIndex, journal: Path, features: tuple[int, ...]
 ) -> None:
@@ -238,12 +241,12 @@ def test_what_was_answered_is_never_asked_again(index: FeatureIndex, tmp_path: P
         return good(stub, body) if len(stub.asked) <= 20 else (500, {}, b"")
 
     with serving(dies) as stub:
-        first = Explainer(index, WORDS[:4], endpoint(stub, tries=1), journal)
+        first = Explainer(index, WORDS[:2], endpoint(stub, tries=1, concurrency=1), journal)
         planned = first.estimate().requests
         with pytest.raises(UserError, match=r"20 answers in .* are kept"):
             first.run()
         stub.answer = good
-        second = Explainer(index, WORDS[:4], endpoint(stub), journal)
+        second = Explainer(index, WORDS[:2], endpoint(stub), journal)
         assert second.estimate().requests == planned - 20
         before = len(stub.asked)
         report = second.run()
@@ -251,16 +254,16 @@ def test_what_was_answered_is_never_asked_again(index: FeatureIndex, tmp_path: P
         report_file.write_text(json.dumps(report))
         # more features: only those are asked about, and the report has all
         before = len(stub.asked)
-        more = Explainer(index, WORDS, endpoint(stub), journal, before=report_file)
+        more = Explainer(index, FEW, endpoint(stub), journal, before=report_file)
         grown = more.run()
         asked = stub.texts()[before:]
         assert not set(asked) & set(stub.texts()[:before])
-        assert set(grown["features"]) == {str(feature) for feature in WORDS}
+        assert set(grown["features"]) == {str(feature) for feature in FEW}
         assert {f: grown["features"][f] for f in report["features"]} == report["features"]
         # nothing is left to ask
         report_file.write_text(json.dumps(grown))
         before = len(stub.asked)
-        done = Explainer(index, WORDS, endpoint(stub), journal, before=report_file)
+        done = Explainer(index, FEW, endpoint(stub), journal, before=report_file)
         assert done.estimate().requests == 0
         assert done.run()["features"] == grown["features"]
         assert len(stub.asked) == before
@@ -274,8 +277,8 @@ def test_another_model_is_another_question(index: FeatureIndex, journal: Path) -
 
 
 def test_the_same_whatever_comes_at_a_time(index: FeatureIndex, tmp_path: Path) -> None:
-    alone, _ = explained(index, tmp_path / "a.jsonl", good, concurrency=1)
-    many, _ = explained(index, tmp_path / "b.jsonl", good, concurrency=8)
+    alone, _ = explained(index, tmp_path / "a.jsonl", good, features=FEW[:2], concurrency=1)
+    many, _ = explained(index, tmp_path / "b.jsonl", good, features=FEW[:2], concurrency=8)
     assert alone["features"] == many["features"]
 
 

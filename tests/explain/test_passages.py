@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sae.explain.passages import CLOSE, NEW_TEXT, OPEN, Gatherer, Material
+from sae.explain.passages import CLOSE, OPEN, Gatherer, Material
 from sae.features import FeatureIndex
 from tests.explain.conftest import WORDS
 from tests.explain.stub import MARKED
@@ -48,17 +48,23 @@ def test_fuzzing_is_told_by_the_marks_alone(material: Material) -> None:
         assert all((WORD in one) == passage.truth for one in found)
 
 
-def test_tested_passages_are_held_out(index: FeatureIndex, material: Material) -> None:
-    train = index.meta["splits"]["train"][1] * index.context
-    rows, _ = index.slices(0)
-    heldout = {
-        index.vocabulary.text(index.window(int(r), 0, 3).token_ids) for r in rows[rows >= train]
-    }
-    own = [passage.text for passage in material.detection if passage.truth]
-    clean = [text.replace(NEW_TEXT, "") for text in own]
-    assert all(any(core.strip("\x00") in text for core in heldout) for text in clean)
+def test_shown_are_of_the_train_split_and_tested_are_held_out(
+    index: FeatureIndex, material: Material
+) -> None:
+    gatherer = Gatherer(index)
+    rows = index.slices(0)[0].astype(np.int64)
+    boundary = index.meta["splits"]["train"][1] * index.context
+
+    def texts(rows: np.ndarray) -> set[str]:
+        return {gatherer._text(window) for window in gatherer._windows(rows, 0)}
+
+    train, heldout = texts(rows[rows < boundary]), texts(rows[rows >= boundary])
+    assert not train & heldout
     plain = [p.text.replace(OPEN, "").replace(CLOSE, "") for p in material.shown]
-    assert not set(plain) & set(own)
+    assert set(plain) <= train
+    assert {p.text for p in material.detection if p.truth} <= heldout
+    tested = [p.text.replace(OPEN, "").replace(CLOSE, "") for p in material.fuzzing]
+    assert set(tested) <= heldout
 
 
 def test_hostile_text_stays_text(index: FeatureIndex) -> None:

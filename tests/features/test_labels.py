@@ -227,7 +227,7 @@ def test_neighbours_firings_are_among_the_negatives() -> None:
 
 
 def test_strong_rows_are_those_at_or_above_the_threshold() -> None:
-    acts = np.array([0.1, 0.5, 0.4999, 7, 60000], np.float16)
+    acts = np.array([0.1, 0.5, 0.499, 7, 60000], np.float16)
     np.testing.assert_array_equal(strong_rows(np.arange(5), acts, 0.5), [1, 3, 4])
 
 

@@ -20,16 +20,17 @@ from sae.lm import LanguageModel
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, HELD, NEXT, TRAIN, T, build_store
 
-F, SILENT, WRITER, DEAD = 64, 3, 5, 9
+F, SILENT, WRITER, DEAD, RARE = 64, 3, 5, 9, 40
 
 
 def known_coder(store: ActivationStore, lm: LanguageModel) -> Coder:
-    """At the model's last site: latent 3 writes nothing, 9 never fires."""
+    """At the model's last site: latent 3 writes nothing, 9 never fires, 40 and on seldom."""
     coder = make_coder("relu", 32, F)
     mean_D = torch.from_numpy(store.stats(NEXT).mean_D).float()
     coder.initialise(mean_D, torch.Generator().manual_seed(0))
     with torch.no_grad():
         coder.b_enc_F -= 0.15 * float(store.stats(NEXT).mean_norm)
+        coder.b_enc_F[RARE:] -= 0.35 * float(store.stats(NEXT).mean_norm)
         coder.W_dec_FD[SILENT] = 0
         coder.W_enc_FD[DEAD], coder.b_enc_F[DEAD] = 0, -1
     coder.metadata = {"hook_name": NEXT, "model_name": lm.name}
@@ -110,7 +111,7 @@ def test_a_latent_that_writes_one_token_is_missed_where_that_token_comes(
         coder.W_dec_FD[WRITER] = sign * 0.1 * direction_D
         kl_N, lost_N = ablate(index, coder, lm, firings, lambda *_: None)
         assert (sign * lost_N[own[following == token]] > 1e-3).all()
-        assert (kl_N[own] > 0).all()
+        assert kl_N[own].max() > 1e-3
         assert np.abs(lost_N[firings.features_N == SILENT]).max() < 1e-5
 
 
