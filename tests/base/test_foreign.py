@@ -110,7 +110,9 @@ class Mkdir:
     [
         torch.zeros(1).expand(2**20, 2**14),
         {"a": [torch.zeros(1).expand(10**6)]},
-        torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), [1.0], (2**40,)),
+        torch.sparse_coo_tensor(
+            torch.zeros(1, 1, dtype=torch.long), [1.0], (2**40,), check_invariants=True
+        ),
         torch.zeros(2**33, device="meta"),
     ],
     ids=["view", "nested", "sparse", "nowhere"],

@@ -67,7 +67,7 @@ def test_progress_is_told_to_the_end(run: Path) -> None:
     of, told = Subject.open(run, "topk"), dict[str, tuple[int, int]]()
 
     def note(what: str, done: int, total: int) -> None:
-        assert done == told.get(what, (-1, 0))[0] + 1 or done == total
+        assert told.get(what, (0, 0))[0] <= done <= total
         told[what] = (done, total)
 
     concepts(of, 5000, 0, note)

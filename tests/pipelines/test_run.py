@@ -182,14 +182,16 @@ def test_quick_and_whole_evaluations_take_each_others_place(copy: Path) -> None:
 
     assert budget() == (True, 1500, 1500)
     whole = f"sae evaluate {copy} --full"
-    assert whole in (copy / "evaluation" / "topk.html").read_text()
+    assert (
+        " --full</code>" in (copy / "evaluation" / "topk.html").read_text()
+    )  # of where it was made
     for again in ([], ["--quick"]):
         output = sae("evaluate", str(copy), *again)
         assert "up to date" in output
         assert whole in output
     sae("evaluate", str(copy), "--full", "evaluate.controls=[pca]")
     assert budget() == (False, FULL.tokens, FULL.loss_tokens)
-    assert whole not in (copy / "evaluation" / "topk.html").read_text()
+    assert "The whole: " not in (copy / "evaluation" / "topk.html").read_text()
     assert "--full" not in sae("evaluate", str(copy))
     sae("evaluate", str(copy), "--quick", "evaluate.tokens=700")
     assert budget() == (True, 700, QUICK.loss_tokens)

@@ -64,13 +64,13 @@ def test_what_is_undone_in_the_middle_is_done_again(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the file and its sum: the index still opens, and the same command ends it."""
-    from pipelines import stages
+    from pipelines import runner
 
     def stop(*_: object) -> None:
         raise OSError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "seal", stop)
+        patch.setattr(runner, "seal", stop)
         with pytest.raises(OSError, match="stopped"):
             sae("scorecard", str(copy), "scorecard.tokens=300")
     FeatureIndex.open(copy / "features/topk")
