@@ -46,6 +46,7 @@ STYLE: Any = {
 }
 MARKERS = "os^D"
 NAMED = 8  # coders whose names all fit into a figure
+LEGEND_LINE = 0.19  # inches of height
 Entry = Mapping[str, Any]
 
 
@@ -229,7 +230,10 @@ def front(
     family = {name: (families or {}).get(name, name) for name, _, _ in points}
     number = {name: i for i, name in enumerate(dict.fromkeys(family.values()))}
     with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(5.4, 3.4 if len(points) <= NAMED else 4.4)
+        height = 3.4 if len(points) <= NAMED else 4.4
+        if families is not None:  # the legend stands below, however many it names
+            height += LEGEND_LINE * len(number)
+        figure, axes = canvas(5.4, height)
         at = {name: (x["value"], y["value"]) for name, x, y in points}
         if len(kept) > 1:
             axes.plot(*zip(*(at[n] for n in kept), strict=True), color=SERIES[2], lw=1, ls="--")
@@ -256,7 +260,7 @@ def front(
         if families is not None:
             handles, labels = axes.get_legend_handles_labels()
             once = dict(zip(labels, handles, strict=True))
-            axes.legend(once.values(), once.keys(), fontsize=9)
+            figure.legend(once.values(), once.keys(), fontsize=9, loc="outside lower center")
         return as_svg(figure, f"{label} against L0")
 
 

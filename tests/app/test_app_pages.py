@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from app import state
 from app.run_folder import ENVIRONMENT
@@ -21,10 +20,7 @@ from sae.base.sums import seal
 from sae.features import FeatureIndex
 from sae.features.layout import SCORECARD
 from sae.features.scorecard import COLUMNS, write_scorecard
-
-ROOT = Path(__file__).parent.parent.parent
-BROWSER = ROOT / "app" / "browser.py"
-PAGES = ("overview", "features", "feature", "prompt")
+from tests.app.pages import BROWSER, PAGES, ROOT, check, open_page, said, view
 
 
 @pytest.fixture
@@ -35,32 +31,6 @@ def run(hostile_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copytree(hostile_run / "evaluation", folder / "evaluation")
     monkeypatch.setenv(ENVIRONMENT, str(folder))
     return folder
-
-
-def open_page(name: str = "overview", **query: str) -> AppTest:
-    app = AppTest.from_file(BROWSER, default_timeout=60).run()
-    if name != "overview":
-        app.switch_page(f"pages_/{name}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    return check(app.run())
-
-
-def check(app: AppTest) -> AppTest:
-    assert [error.value for error in app.exception] == []
-    return app
-
-
-def view(app: AppTest, key: str) -> dict[str, Any]:
-    """What the token view with this key was given."""
-    found = [e for e in app.get("bidi_component") if e.key == key]
-    assert len(found) == 1, f"{key} is not on the page"
-    return json.loads(found[0].proto.json)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def said(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.error, app.code)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 
 def test_no_page_imports_torch(hostile_run: Path) -> None:

@@ -4,6 +4,7 @@ It lives in an environment of its own (`make peer-sae-lens`), below the folder L
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import torch
 
 from sae.coders import load_coder, save_coder
 from sae.coders.matching_pursuit import MatchingPursuit
+from sae.coders.registry import TRAINABLE
 from tests.contracts.test_coders import make_trained
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers" / "sae_lens_codes.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "peers" / "sae_lens_codes.py"
+FORMATS = ROOT / "docs" / "formats.md"
 KNOWN = {  # what SAELens has a class for, and that class
     "topk": "TopKSAE",
     "batchtopk": "JumpReLUSAE",
@@ -80,6 +84,16 @@ def pursuit_ties(coder: MatchingPursuit, x_BD: torch.Tensor) -> torch.Tensor:
         tied |= gap <= 10 * TIE * x_BD.norm(dim=1)
         left_BD = left_BD - best.values[:, :1].relu() * coder.W_dec_FD[best.indices[:, 0]]
     return tied
+
+
+def test_the_formats_say_of_each_whether_it_opens_there() -> None:
+    """Of every architecture of the registry: "yes" for those that are compared here, or "no"."""
+    said = {}
+    for line in FORMATS.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 4 and cells[3] in ("yes", "no"):
+            said |= dict.fromkeys(re.findall(r"`(\w+)`", cells[1]), cells[3] == "yes")
+    assert said == {name: name in KNOWN for name in TRAINABLE}
 
 
 @pytest.mark.slow
