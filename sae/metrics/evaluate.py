@@ -239,7 +239,7 @@ def _shared(job: _Job, fitted: Mapping[str, CoderLike], held: Sample, heard: Sam
 
 def _error_budget(job: _Job, firings: Firings) -> dict[str, Any]:
     """On tokens of many sequences: pursuit is dear, and neighbours err alike."""
-    tokens, context = job.budget.pursuit_tokens, job.store.context
+    tokens, context = min(job.budget.pursuit_tokens, job.budget.tokens), job.store.context
 
     def rows(split: str) -> Rows:
         many = draw(job.store, split, THINNED * tokens, job.special, block_rows=context)
