@@ -32,39 +32,25 @@ def explain(
     *,
     features: str | None,
     most: int,
-    endpoint: str | None,
-    model: str | None,
-    key_variable: str,
     passages: int,
-    answer_tokens: int,
     price_in: float | None,
     price_out: float | None,
-    concurrency: int,
-    timeout: float,
     seed: int,
     ask_again: bool,
     yes: bool,
+    **asked: Any,
 ) -> None:
-    """Estimates, asks for consent, asks the endpoint, writes and prints the report."""
-    if not endpoint or not model:
-        raise UserError(
-            "An explainer needs an endpoint and a model; give --endpoint URL (such as "
-            "http://localhost:8000/v1) and --model NAME."
-        )
-    asked = Endpoint(
-        endpoint,
-        model,
-        None if key_variable.lower() == "none" else key_variable,
-        answer_tokens=answer_tokens,
-        timeout=timeout,
-        concurrency=concurrency,
-    )
+    """Estimates, asks for consent, asks the endpoint, writes and prints the report.
+
+    `asked`: see `_endpoint`.
+    """
+    endpoint = _endpoint(**asked)
     index = FeatureIndex.open(run / "features" / coder)
     report = report_path(run, coder)
     explainer = Explainer(
         index,
         _chosen(index, features, most, seed),
-        asked,
+        endpoint,
         run / "explanations" / f"{coder}.jsonl",
         passages=passages,
         seed=seed,
@@ -82,6 +68,18 @@ def explain(
     seal(run / "evaluation", [f"{report.parent.name}/{report.name}"])
     _print(found)
     console.print(f"{report}")
+
+
+def _endpoint(
+    endpoint: str | None, model: str | None, key_variable: str, **patience: Any
+) -> Endpoint:
+    if not endpoint or not model:
+        raise UserError(
+            "An explainer needs an endpoint and a model; give --endpoint URL (such as "
+            "http://localhost:8000/v1) and --model NAME."
+        )
+    variable = None if key_variable.lower() == "none" else key_variable
+    return Endpoint(endpoint, model, variable, **patience)
 
 
 def _chosen(index: FeatureIndex, features: str | None, most: int, seed: int) -> list[int]:

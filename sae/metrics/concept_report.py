@@ -61,9 +61,10 @@ def concept_report(
     over = ""
     for name, method in {"coder": coder, **(controls or {})}.items():
         sides = []
-        for number, split in enumerate(("train", "heldout"), 1):
+        step = counted(partial(progress, f"codes of the {name}"), 2)
+        for split in ("train", "heldout"):
             sides.append(token_examples(method, store, site, split, tokens, special, token_bytes))
-            progress(f"codes of the {name}", number, 2)
+            step()
         (train, train_texts), (held, held_texts) = sides
         W_dec_FD = method.W_dec_FD.detach().cpu().double().numpy()
         tell = partial(progress, f"concepts of the {name}")

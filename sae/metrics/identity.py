@@ -8,6 +8,8 @@ counterpart that must not do better than the coder as it is.
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 FVU_SAVED_ELSEWHERE = 0.05  # as a share of the FVU at the claimed site
 EV_IN_OTHER_UNITS = 0.1  # how much more may be explained in the units of training
+FVU_IN_OTHER_UNITS = 0.1  # the share of it that a part in the units of training may save
+SCALE_NEAR_1 = 2.0  # training scales by less than this factor either way: units hardly matter
+PEAK = 0.03  # of the FVU: what a second step must cost, so that the first one ended at a peak
+DENSER = 5.0  # how much more a code of more latents must save to be a sign of anything
 NOT_BETTER = 0.9  # of the squared error with shuffled rows: above, the rows are no better
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 
@@ -34,12 +40,13 @@ RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 def identities(
     coder: Coder, lm: "LanguageModel", site: str, source: str, few: Sample
 ) -> list[SelfTest]:
-    """The three checks, on the model's own activations of a few held-out sequences."""
+    """The four checks, on the model's own activations of a few held-out sequences."""
     rows = _Rows(lm, few, {(source, site), *_elsewhere(coder, lm, source, site)})
     own = rows.batch(source, site)
     return [
         layer_identity(coder, rows, source, site),
         scale_identity(coder, own, few, source, site),
+        fold_identity(coder, own, few, site),
         decoder_identity(coder, own),
     ]
 
@@ -80,7 +87,7 @@ def layer_identity(coder: Coder, rows: _Rows, source: str, site: str) -> SelfTes
 
 
 def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str) -> SelfTest:
-    """EV of the coder as it is, against EV in the units of training, of all or of a part of it.
+    """EV of the coder as it is, against EV in the units of training.
 
     Training scales x so that its variance is D. A coder that was saved without folding that in
     explains x only once it is scaled; a folded one explains it as it is. A coder that was hardly
@@ -88,41 +95,84 @@ def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str
     `b_dec` lies at the mean of x, not at the scaled one, shows that its units are right.
     """
     scale_in, scale_out = (_training_scale(few, s) for s in (source, site))
-    ev = _ev(coder, own)
 
     def in_units_of_training(x_BD: Tensor) -> Tensor:
         return coder(x_BD * scale_in) / scale_out
 
-    gains = _forgotten(coder, own, ev, scale_out)
-    if not _lies_at(coder.b_dec_D, own.x_BD.mean(0), scale_out):
-        how = f"with all of them scaled by {scale_in:.4g}, as in training"
-        gains[how] = _ev(in_units_of_training, own) - ev
-    worst = max(gains, key=lambda how: gains[how], default="")
+    folded = _lies_at(coder.b_dec_D, own.x_BD.mean(0), scale_out)
+    more = 0.0 if folded else max(0.0, _ev(in_units_of_training, own) - _ev(coder, own))
     return SelfTest(
         "scale_identity",
-        max(0.0, gains.get(worst, 0.0)),
+        more,
         EV_IN_OTHER_UNITS,
-        "a coder must take activations as they are; this one explains more of them "
-        f"{worst}, so that not all of its weights were folded",
+        "a coder must take activations as they are; this one explains more of them scaled by "
+        f"{scale_in:.4g}, as in training, so that its weights were not folded",
     )
 
 
-def _forgotten(coder: Coder, own: Batch, ev: float, scale: float) -> dict[str, float]:
-    """EV gained with thresholds, b_enc or both times and divided by the scale of training.
+def _lies_at(b_D: Tensor, mean_D: Tensor, scale: float) -> bool:
+    """Whether a bias's part along the mean of x is nearer to that mean than to the scaled one.
 
-    Folding divides both; who forgets one of them, or does it twice, has a coder whose other parts
-    are right. A coder that was hardly trained explains more the lower its thresholds are: there a
-    second step of the same size gains as much again, which is no sign of units.
+    Nearer by ratio, since the two differ by a factor; across the mean, a short training leaves
+    noise that says nothing about units. A bias of zero is near to neither.
     """
-    parts = {"thresholds": type(coder).scale_units is not Coder.scale_units,
-             "`b_enc`": bool(coder.b_enc_F.any())}  # fmt: skip
-    known = [part for part, there in parts.items() if there]
-    gains = {}
-    for factor in (scale, 1 / scale):
-        for changed in {*((part,) for part in known), tuple(known)} - {()}:
-            once, twice = (_ev(_rescaled(coder, changed, factor**power), own) for power in (1, 2))
-            gains[f"with its {' and '.join(changed)} times {factor:.4g}"] = once - max(ev, twice)
-    return gains
+    share = float(b_D @ mean_D) / max(float(mean_D @ mean_D), 1e-30)
+    return share > 0 and abs(math.log(share)) < abs(math.log(scale)) / 2
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What a coder makes of a batch: EV, mean active latents."""
+
+    ev: float
+    l0: float
+
+    @classmethod
+    def of(cls, coder: Coder, batch: Batch) -> "_Code":
+        codes = coder.encode(batch.given_BD)
+        x_hat_BD = coder.decode(codes, batch.given_BD)
+        return cls(_ev(lambda _: x_hat_BD, batch), float(codes.l0().double().mean()))
+
+
+def fold_identity(coder: Coder, own: Batch, few: Sample, site: str) -> SelfTest:
+    """Share of FVU that thresholds, b_enc or both save times or divided by the scale of training.
+
+    Folding divides both; who forgets one, or does it twice, has a coder whose other parts are
+    right, `b_dec` among them. Not asked where that scale is near 1: who forgot it, lost little.
+    """
+    scale, as_is = _training_scale(few, site), _Code.of(coder, own)
+    parts = (["thresholds"] if type(coder).scale_units is not Coder.scale_units else []) + (
+        ["`b_enc`"] if bool(coder.b_enc_F.any()) else []
+    )
+    choices = {*((part,) for part in parts), tuple(parts)} - {()}
+    signs = {}
+    if not 1 / SCALE_NEAR_1 < scale < SCALE_NEAR_1:
+        for changed, factor in product(sorted(choices), (scale, 1 / scale)):
+            steps = (_rescaled(coder, changed, factor**power) for power in (1, 2))
+            once, twice = (_Code.of(other, own) for other in steps)
+            how = f"with its {' and '.join(changed)} times {factor:.4g}"
+            signs[how] = _sign_of_units(as_is, once, twice)
+    worst = max(signs, key=lambda how: signs[how], default="")
+    return SelfTest(
+        "fold_identity",
+        signs.get(worst, 0.0),
+        FVU_IN_OTHER_UNITS,
+        f"all parts of a coder must be in the same units; this one explains more {worst}, which is "
+        "the scale of training, so that a part of it was not folded, or was twice",
+    )
+
+
+def _sign_of_units(as_is: _Code, once: _Code, twice: _Code) -> float:
+    """The share of FVU that the step saves, if it ends at a peak.
+
+    Coders that were hardly trained, or that a penalty made too sparse, explain more the lower
+    their thresholds are, and as much by a second step. And a code of more latents is no wonder
+    if it explains more: it must save five times as much.
+    """
+    if once.ev - twice.ev < PEAK * (1 - once.ev):
+        return 0.0
+    saved = max(0.0, (once.ev - as_is.ev) / (1 - as_is.ev))
+    return saved if once.l0 <= as_is.l0 else saved / DENSER
 
 
 def _rescaled(coder: Coder, parts: tuple[str, ...], factor: float) -> Coder:
@@ -135,16 +185,6 @@ def _rescaled(coder: Coder, parts: tuple[str, ...], factor: float) -> Coder:
         with torch.no_grad():
             other.b_enc_F.mul_(factor)
     return other
-
-
-def _lies_at(b_D: Tensor, mean_D: Tensor, scale: float) -> bool:
-    """Whether a bias's part along the mean of x is nearer to that mean than to the scaled one.
-
-    Nearer by ratio, since the two differ by a factor; across the mean, a short training leaves
-    noise that says nothing about units. A bias of zero is near to neither.
-    """
-    share = float(b_D @ mean_D) / max(float(mean_D @ mean_D), 1e-30)
-    return share > 0 and abs(math.log(share)) < abs(math.log(scale)) / 2
 
 
 def decoder_identity(coder: Coder, own: Batch) -> SelfTest:

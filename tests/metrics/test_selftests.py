@@ -47,6 +47,7 @@ def test_a_sound_pipeline_passes(coder: Coder, store: ActivationStore, lm: Langu
         "splice_agrees",
         "layer_identity",
         "scale_identity",
+        "fold_identity",
         "decoder_identity",
     }
     for test in tests.values():
@@ -203,9 +204,7 @@ def test_weights_in_the_units_of_training_are_found(lm: LanguageModel, tmp_path:
         coder.requires_grad_(False).eval()
         coder.metadata = {"hook_name": SITE}
     assert run(folded, store, shifted)["self_tests"]["scale_identity"]["passed"]
-    with pytest.raises(
-        SelfTestFailure, match=r"scale_identity: .* not all of its weights were folded"
-    ):
+    with pytest.raises(SelfTestFailure, match=r"scale_identity: .* were not folded"):
         run(raw, store, shifted)
 
 
@@ -228,8 +227,8 @@ def thresholds_folded_twice(coder: Coder, scale: float) -> None:
     coder.scale_units(1 / scale)
 
 
-def forgotten_b_enc(coder: Coder, scale: float) -> None:
-    coder.b_enc_F *= scale
+def b_enc_folded_twice(coder: Coder, scale: float) -> None:
+    coder.b_enc_F /= scale
 
 
 def nothing(coder: Coder, scale: float) -> None:
@@ -240,7 +239,13 @@ PARTLY_FOLDED = [
     ("batchtopk", {"k": 8}, forgotten_thresholds, r"thresholds( and `b_enc`)? times 1\d"),
     ("batchtopk", {"k": 8}, thresholds_folded_twice, r"thresholds( and `b_enc`)? times 0\.0"),
     ("jumprelu", {"target_l0": 8}, forgotten_thresholds, r"thresholds( and `b_enc`)? times 1\d"),
-    ("relu", {"l1": 4.0}, forgotten_b_enc, r"`b_enc` times 1\d"),
+    (
+        "jumprelu",
+        {"target_l0": 8},
+        thresholds_folded_twice,
+        r"thresholds( and `b_enc`)? times 0\.0",
+    ),
+    ("topk", {"k": 8}, b_enc_folded_twice, r"`b_enc` times 0\.0"),
     *(
         (architecture, options, nothing, None)
         for architecture, options in (
@@ -272,9 +277,9 @@ def test_a_part_in_the_units_of_training_is_found(
     coder.metadata = {"hook_name": SITE}
     mistake(coder, trainer.scale)
     if message is None:
-        assert run(coder, store, lm)["self_tests"]["scale_identity"]["value"] < 0.05
+        assert run(coder, store, lm)["self_tests"]["fold_identity"]["value"] < 0.03
         return
-    with pytest.raises(SelfTestFailure, match=f"scale_identity: .*{message}.* were folded"):
+    with pytest.raises(SelfTestFailure, match=f"fold_identity: .*{message}"):
         run(coder, store, lm)
 
 
@@ -284,6 +289,7 @@ def test_a_trained_coder_is_what_it_claims(
     tests = run(trained, everywhere, lm)["self_tests"]
     assert tests["layer_identity"]["value"] == 0
     assert tests["scale_identity"]["value"] == 0
+    assert tests["fold_identity"]["value"] == 0
     assert tests["decoder_identity"]["value"] < 0.6
 
 

@@ -29,6 +29,7 @@ def random_coder(width: int, seed: int, d_in: int = 64) -> Coder:
 @pytest.fixture(params=[module.HUNGARIAN, 1], ids=["hungarian", "mutual_nearest"])
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(module, "HUNGARIAN", request.param)
+    module._control.cache_clear()  # it holds for one limit
     return "hungarian" if request.param > 1 else "mutual_nearest"
 
 
@@ -100,7 +101,7 @@ def test_the_control_is_of_random_dictionaries_as_large(method: str) -> None:
 
 
 def test_alive_are_latents_that_fire_on_the_sample(store: ActivationStore, coder: Coder) -> None:
-    sample = draw(store, "heldout", 500, {0})
+    sample = draw(store, "heldout", 20, {0})
     alive_F = firing(coder, sample)
     codes = coder.encode(torch.cat([b.x_BD[b.scored_B] for b in sample.batches(SITE)]))
     assert set(np.flatnonzero(alive_F)) == set(codes.ragged()[1].tolist())
