@@ -15,7 +15,7 @@ def truth() -> SyntheticTruth:
     truth = SyntheticTruth(
         Recipe(d=24, features=24, l0=5.0, families=3, children=2, correlated=(2, 2))
     )
-    truth.dictionary_nD = np.linalg.qr(truth.dictionary_nD)[0]
+    truth.dictionary_nD = truth.target_nD = np.linalg.qr(truth.dictionary_nD)[0]
     return truth
 
 
