@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,13 +75,11 @@ def _unfolded(column: pa.ChunkedArray) -> int:
     """Bytes of a column once each text stands where it is repeated."""
     if not pa.types.is_dictionary(column.type):
         return column.nbytes
-    sizes = (_repeated(chunk) for chunk in column.chunks)
-    return sum(size for size in sizes if size is not None)
-
-
-def _repeated(chunk: pa.DictionaryArray) -> int | None:
-    lengths = pc.binary_length(chunk.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
-    return pc.sum(lengths.take(chunk.indices)).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.call_function("binary_length", [chunk.dictionary]).take(chunk.indices)
+        total += int(np.nansum(lengths.to_numpy(zero_copy_only=False)))
+    return total
 
 
 def _plain(part: pa.Table) -> pa.Table:

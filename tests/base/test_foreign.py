@@ -105,20 +105,23 @@ class Mkdir:
         return os.mkdir, (str(self.folder),)
 
 
+SPARSE = torch.zeros(1, 1, dtype=torch.long), [1.0]
+
+
 @pytest.mark.parametrize(
     "state",
     [
-        torch.zeros(1).expand(2**20, 2**14),
-        {"a": [torch.zeros(1).expand(10**6)]},
-        torch.sparse_coo_tensor(
-            torch.zeros(1, 1, dtype=torch.long), [1.0], (2**40,), check_invariants=True
-        ),
-        torch.zeros(2**33, device="meta"),
+        lambda: torch.zeros(1).expand(2**20, 2**14),
+        lambda: {"a": [torch.zeros(1).expand(10**6)]},
+        lambda: torch.sparse_coo_tensor(*SPARSE, (2**40,), check_invariants=True),
+        lambda: torch.zeros(2**33, device="meta"),
     ],
     ids=["view", "nested", "sparse", "nowhere"],
 )
-def test_tensors_that_are_not_all_there_are_refused(tmp_path: Path, state: Any) -> None:
-    torch.save(state, tmp_path / "x.pt")
+def test_tensors_that_are_not_all_there_are_refused(
+    tmp_path: Path, state: Callable[[], Any]
+) -> None:
+    torch.save(state(), tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"not all there|cannot be read"):
         read_state(tmp_path / "x.pt")
 
