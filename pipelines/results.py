@@ -13,7 +13,7 @@ from sae.base.files import read_json
 from sae.base.sums import require_intact, unseal
 
 OF_ALL = ("report.html", "compare/*")  # what is made of the evaluations of all coders
-MECHANISMS = ("induction", "concepts", "probes")
+MECHANISMS = ("induction", "concepts", "probes", "labels")
 
 
 def folder_of(config: RunConfig) -> Path:

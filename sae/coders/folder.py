@@ -105,7 +105,10 @@ def coder_hash(coder: Coder | Path | str) -> str:
     """Identity of a coder: sha256 of its folder's weights file, or of what `save_coder` writes."""
     if isinstance(coder, Coder):
         return hashlib.sha256(save(_weights(coder))).hexdigest()
-    return sha256_file(Path(coder) / WEIGHTS)
+    path = Path(coder) / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"There is no coder in {coder} ({WEIGHTS} is missing); train it again.")
+    return sha256_file(path)
 
 
 def _weights(coder: Coder) -> dict[str, Tensor]:

@@ -172,6 +172,8 @@ def evaluations(folder: Path, run: Path, model: Path) -> None:
         (results / "compare").mkdir(parents=True)
         (results / "a.json").write_text(json.dumps(evaluation))
         shutil.copy(comparison, results / "compare" / "comparison.json")
+        for coder in ("a", "b")[: 1 + (name == "two")]:  # whose weights the evaluation names
+            shutil.copytree(run / "coders" / "topk", folder / name / "coders" / coder)
     (folder / "two" / "evaluation" / "b.json").write_text(json.dumps(other))
 
 
