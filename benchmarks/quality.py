@@ -1,14 +1,14 @@
 """Quality at equal tokens, and time to equal quality, against the peers (`make bench-quality`).
 
     python -m benchmarks.quality [--shape pocket|gpt2-small] [--tokens N] [--seeds 0,1,2]
-                                 [--multiples 3,10] [--unit-multiples 3]
+                                 [--multiples 3,10] [--unit-multiples 3] [--own-multiples 1,1.5,2]
                                  [--folder runs/quality-pocket]
 
 One activation store of the embedded corpus; every system trains a TopK coder of the same width
 and k on the same rows in the same order, in its own environment, with AuxK on and the same dead
 window. Each peer's learning rate is its own default times the best of `--multiples`, on raw rows,
 or of `--unit-multiples`, on rows scaled to a mean square of 1 (seed 0, full budget, lowest FVU with
-at most 1 % of the latents dead); Loupe keeps its default. All coders are converted to Loupe's
+at most 1 % of the latents dead); Loupe's the best of `--own-multiples`, on raw rows. All coders are converted to Loupe's
 format and scored by `sae.metrics` on held-out documents.
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
@@ -32,6 +32,7 @@ from benchmarks.machine import ROOT, machine, occasion
 from benchmarks.quality_runs import SYSTEMS, Bench, Sizes
 from sae.base.files import read_json, write_json
 from sae.metrics.known_answers import SelfTestFailure
+from sae.training import Settings
 
 SHAPES: dict[str, dict[str, Any]] = {
     # The weights of GPT-2 small's shape are random: its FVU compares speeds, its ΔCE says little.
@@ -75,7 +76,7 @@ def main() -> None:
             console.log(one_line(runs[system][-1]))
     found["equal_tokens"] = [summary(system, runs[system]) for system in SYSTEMS]
     found["time_to_quality"] = [
-        time_to_quality(bench, seed, target, console)
+        time_to_quality(bench, seed, target, settings["loupe"], console)
         for seed, target in zip(given.seeds, runs["sparsify"], strict=True)
     ]
     kept = read_json(given.out) if given.out.exists() else {}
@@ -103,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"), help="Loupe's")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="of `make peers`")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results_quality.json")
+    parser.add_argument("--own-multiples", default="1,1.5,2", help="of Loupe's learning rate")
     given = parser.parse_args()
     for name, value in SHAPES[given.shape].items():
         if getattr(given, name, None) is None:
@@ -110,7 +112,7 @@ def parse() -> argparse.Namespace:
     given.dead_after = given.dead_after or given.tokens // 10
     given.folder = given.folder or ROOT / "runs" / f"quality-{given.shape}"
     given.seeds = [int(seed) for seed in given.seeds.split(",")]
-    for name in ("multiples", "unit_multiples"):
+    for name in ("multiples", "unit_multiples", "own_multiples"):
         setattr(given, name, [float(text) for text in getattr(given, name).split(",") if text])
     return given
 
@@ -134,16 +136,16 @@ def open_bench(given: argparse.Namespace) -> Bench:
 def try_settings(
     bench: Bench, given: argparse.Namespace, console: Console
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each peer, FVU and living share at each of its settings, with seed 0."""
-    rule = (bench.sizes.width / 2**14) ** -0.5
-    defaults = {system: rate * rule for system, rate in RATES.items()}
-    defaults["sae_lens"] = SAE_LENS_RATE
+    """For each system, FVU and living share at each of its settings, with seed 0."""
+    width = bench.sizes.width
+    defaults = {system: rate * (width / 2**14) ** -0.5 for system, rate in RATES.items()}
+    defaults |= {"sae_lens": SAE_LENS_RATE, "loupe": Settings(1).peak_rate(width)}
     tried: dict[str, list[dict[str, Any]]] = {system: [] for system in defaults}
     for system, default in defaults.items():
-        settings = [{"rate": default * multiple} for multiple in given.multiples]
-        settings += [
-            {"rate": default * multiple, "unit_rows": True} for multiple in given.unit_multiples
-        ]
+        own = system == "loupe"
+        raw, unit = (given.own_multiples, []) if own else (given.multiples, given.unit_multiples)
+        settings = [{"rate": default * multiple} for multiple in raw]
+        settings += [{"rate": default * multiple, "unit_rows": True} for multiple in unit]
         for setting in settings:
             run = bench.run(system, 0, **setting)
             scores = {name: run["metrics"][name]["value"] for name in ("fvu", "alive")}
@@ -175,7 +177,7 @@ def summary(system: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def time_to_quality(
-    bench: Bench, seed: int, target: dict[str, Any], console: Console
+    bench: Bench, seed: int, target: dict[str, Any], setting: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     """The shortest of Loupe's trainings that is at least as good as `target`."""
     wanted = target["metrics"]["fvu"]["value"]
@@ -184,7 +186,7 @@ def time_to_quality(
     for fraction in FRACTIONS:
         tokens = None if fraction == 1 else int(bench.sizes.tokens * fraction)
         try:
-            run = bench.run("loupe", seed, tokens)
+            run = bench.run("loupe", seed, tokens, **setting)
         except SelfTestFailure as failure:  # so short a training is not fit to be measured
             console.log(f"{fraction:.3g} of the tokens: {failure}")
             continue
