@@ -8,8 +8,8 @@ One activation store of the embedded corpus; every system trains a TopK coder of
 and k on the same rows in the same order, in its own environment, with AuxK on and the same dead
 window. Each peer's learning rate is its own default times the best of `--multiples`, on raw rows,
 or of `--unit-multiples`, on rows scaled to a mean square of 1 (seed 0, full budget, lowest FVU with
-at most 1 % of the latents dead); Loupe's the best of `--own-multiples`, on raw rows. All coders are converted to Loupe's
-format and scored by `sae.metrics` on held-out documents.
+at most 1 % of the latents dead); Loupe's the best of `--own-multiples`, on raw rows. All coders are
+converted to Loupe's format and scored by `sae.metrics` on held-out documents.
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
    the bootstrap intervals of all of them.
