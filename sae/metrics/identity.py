@@ -31,7 +31,7 @@ EV_IN_OTHER_UNITS = 0.1  # how much more may be explained in the units of traini
 FVU_IN_OTHER_UNITS = 0.1  # the share of it that a part in the units of training may save
 SCALE_NEAR_1 = 2.0  # training scales by less than this factor either way: units hardly matter
 PEAK = 0.03  # of the FVU: what a second step must cost, so that the first one ended at a peak
-DENSER = 5.0  # how much more a code of more latents must save to be a sign of anything
+DENSER = 0.5  # of its EV: a code of more latents is no sign where the coder explains more
 NOT_BETTER = 0.9  # of the squared error with shuffled rows: above, the rows are no better
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 
@@ -167,12 +167,13 @@ def _sign_of_units(as_is: _Code, once: _Code, twice: _Code) -> float:
 
     Coders that were hardly trained, or that a penalty made too sparse, explain more the lower
     their thresholds are, and as much by a second step. And a code of more latents is no wonder
-    if it explains more: it must save five times as much.
+    if it explains more: what was not folded explains next to nothing as it is.
     """
     if once.ev - twice.ev < PEAK * (1 - once.ev):
         return 0.0
-    saved = max(0.0, (once.ev - as_is.ev) / (1 - as_is.ev))
-    return saved if once.l0 <= as_is.l0 else saved / DENSER
+    if once.l0 > as_is.l0 and as_is.ev > DENSER * once.ev:
+        return 0.0
+    return max(0.0, (once.ev - as_is.ev) / (1 - as_is.ev))
 
 
 def _rescaled(coder: Coder, parts: tuple[str, ...], factor: float) -> Coder:

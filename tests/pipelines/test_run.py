@@ -130,16 +130,16 @@ def test_help_lists_the_settings() -> None:
     assert "train.coders.0.architecture" in output
 
 
-def test_a_store_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_a_store_of_another_model_is_refused(copy: Path, tmp_path: Path) -> None:
     from transformers import GPT2LMHeadModel
 
-    config = load_config(RunConfig, finished / "run.yaml")
+    config = load_config(RunConfig, copy / "run.yaml")
     other = tmp_path / "other"
     shutil.copytree(config.model.name, other)
     model = GPT2LMHeadModel.from_pretrained(other)
     model.transformer.wte.weight.data += 1
     model.save_pretrained(other)
-    output = sae("evaluate", str(finished), f"model.name={other}", code=2)
+    output = sae("evaluate", str(copy), f"model.name={other}", code=2)
     assert "another model" in output
 
 
