@@ -181,10 +181,10 @@ def print_concepts(report: dict[str, Any], console: Console) -> None:
         erased, letters = found["targeted_ablation"], found["first_letter_absorption"]
         sizes = [key for key in erased if key != "concepts"]
         tpp = ", ".join(f"{key} {with_interval(erased[key]['tpp'])}" for key in sizes)
-        removed = found["spurious_removal"]
-        scr = ", ".join(f"{k} {v:.2f}" for k, v in removed.items() if isinstance(v, float))
         console.print(f"{name}: TPP {tpp}")
-        console.print(f"{name}: SCR over {len(removed['pairs'])} pairs {scr or '-'}")
+        for level, removed in found["spurious_removal"].items():
+            scr = ", ".join(f"{k} {v:.2f}" for k, v in removed.items() if isinstance(v, float))
+            console.print(f"{name}: SCR over {len(removed['pairs'])} pairs of {level} {scr or '-'}")
         console.print(f"{name}: first-letter absorption {with_interval(letters['absorption'])}")
 
 

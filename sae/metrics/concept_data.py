@@ -14,6 +14,7 @@ import torch
 
 from sae.metrics.ablation import Dictionary
 from sae.metrics.concepts import NO, UNKNOWN, YES, Labels, Piece, label
+from sae.metrics.languages import language_of
 from sae.metrics.recovery import as_csr
 from sae.metrics.sample import Sample, draw
 from sae.store import ActivationStore
@@ -89,7 +90,7 @@ def token_examples(
     unit_E = sample.unit_ST.reshape(-1)[flat]
     examples = Examples(x_ED, codes_EF, token_labels, unit_E)
     number_R = np.cumsum(flat) - 1  # example of each row
-    texts = _texts(examples, [number_R[rows] for rows, _ in pieces], pieces, sample)
+    texts = _texts(examples, number_R, _stretches(pieces, sample, token_bytes))
     return Words(examples, sample.tokens_ST.reshape(-1)[flat], token_bytes, sample.over), texts
 
 
@@ -137,53 +138,74 @@ def _labels(
     return labels
 
 
-def _texts(
-    examples: Examples,
-    numbers: list[npt.NDArray[np.int64]],
-    pieces: list[tuple[npt.NDArray[np.int64], str]],
-    sample: Sample,
-) -> Examples:
-    """Means over stretches of a piece; a text has a concept that enough of its tokens have."""
-    stretches: list[npt.NDArray[np.int64]] = []
-    documents: list[str] = []
-    for own, (_, document) in zip(numbers, pieces, strict=True):
-        for start in range(0, len(own), TEXT_TOKENS):
-            part = own[start : start + TEXT_TOKENS]
+@dataclass(frozen=True)
+class _Stretch:
+    """Rows of the flattened sample that are one text, what they spell, and of which document."""
+
+    rows: npt.NDArray[np.int64]
+    spelt: str
+    document: str
+
+
+def _stretches(
+    pieces: list[tuple[npt.NDArray[np.int64], str]], sample: Sample, token_bytes: Sequence[bytes]
+) -> list[_Stretch]:
+    tokens_R = sample.tokens_ST.reshape(-1)
+    found = []
+    for rows, document in pieces:
+        for start in range(0, len(rows), TEXT_TOKENS):
+            part = rows[start : start + TEXT_TOKENS]
             if len(part) >= TEXT_TOKENS // 2:
-                stretches.append(part)
-                documents.append(document)
-    lengths = np.array([len(part) for part in stretches], np.int64)
+                spelt = b"".join(token_bytes[token] for token in tokens_R[part])
+                found.append(_Stretch(part, spelt.decode(errors="replace"), document))
+    return found
+
+
+def _texts(
+    examples: Examples, number_R: npt.NDArray[np.int64], stretches: list[_Stretch]
+) -> Examples:
+    """Means over stretches; `number_R` is the example of each row of the flattened sample."""
+    numbers = [number_R[stretch.rows] for stretch in stretches]
+    lengths = np.array([len(own) for own in numbers], np.int64)
     mean_TE = sp.csr_matrix(
         (
             np.repeat(1 / np.maximum(lengths, 1), lengths),
-            np.concatenate([np.empty(0, np.int64), *stretches]),
+            np.concatenate([np.empty(0, np.int64), *numbers]),
             np.concatenate([[0], np.cumsum(lengths)]),
         ),
         (len(stretches), len(examples)),
     )
-    first = np.array([part[0] for part in stretches], np.int64)
+    first = np.array([own[0] for own in numbers], np.int64)
     return Examples(
         (mean_TE @ examples.x_ED).astype(np.float32),
         sp.csr_matrix(mean_TE @ examples.codes_EF),
-        _text_labels(examples, mean_TE, documents),
+        _text_labels(examples, mean_TE, stretches),
         examples.unit_E[first],
     )
 
 
 def _text_labels(
-    examples: Examples, mean_TE: sp.csr_matrix, documents: list[str]
+    examples: Examples, mean_TE: sp.csr_matrix, stretches: list[_Stretch]
 ) -> dict[str, Labels]:
-    """What most of a text is, whether it is code, and which package it comes from."""
+    """What most of a text is; whether it is code, its language, and the package it comes from.
+
+    A text has a token-level concept that enough of its tokens have.
+    """
     labels: dict[str, Labels] = {}
     for name, label_E in examples.labels.items():
         share_T = mean_TE @ (label_E == YES)
         known_T = mean_TE @ (label_E != UNKNOWN)
         text_T = np.where(share_T >= MOSTLY, YES, np.where(share_T == 0, NO, UNKNOWN))
         labels[f"text_{name}"] = np.where(known_T > 0.5, text_T, UNKNOWN).astype(np.int8)
-    kinds = [KINDS.get(document.rpartition(":")[2]) for document in documents]
+    kinds = [KINDS.get(stretch.document.rpartition(":")[2]) for stretch in stretches]
     as_label = {True: YES, False: NO, None: UNKNOWN}
     labels["text_code"] = np.array([as_label[kind] for kind in kinds], np.int8)
-    packages = np.array([_package(document) for document in documents])
+    languages = np.array([language_of(stretch.spelt) or "" for stretch in stretches])
+    told = np.where(languages == "", UNKNOWN, NO)
+    for language in sorted({*languages.tolist()} - {""}):
+        found = np.where(languages == language, YES, told)
+        labels[f"text_language_{language}"] = found.astype(np.int8)
+    packages = np.array([_package(stretch.document) for stretch in stretches])
     for package in sorted({*packages.tolist()} - {""}):
         labels[f"text_from_{package}"] = np.where(packages == package, YES, NO).astype(np.int8)
     return labels

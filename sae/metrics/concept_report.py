@@ -28,7 +28,7 @@ from sae.store import ActivationStore
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-SCHEMA = 1
+SCHEMA = 2
 TOKENS = 65_536  # of each split
 
 
@@ -115,9 +115,12 @@ def measure(
             train.examples, held.examples, own, W_dec_FD, seed=seed, step=step
         ),
     }
-    found["spurious_removal"] = spurious_correlation_removal(
-        train_texts, held_texts, texts, W_dec_FD, seed=seed
-    )
+    found["spurious_removal"] = {
+        "tokens": spurious_correlation_removal(
+            train.examples, held.examples, own, W_dec_FD, seed=seed
+        ),
+        "texts": spurious_correlation_removal(train_texts, held_texts, texts, W_dec_FD, seed=seed),
+    }
     step()
     found["first_letter_absorption"] = first_letter_absorption(train, held, W_dec_FD, seed)
     step()

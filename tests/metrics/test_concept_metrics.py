@@ -193,7 +193,7 @@ def test_examples_are_the_stores_rows(
 ) -> None:
     """Activations, codes, tokens and documents stay side by side; a text is the mean of its own."""
     monkeypatch.setattr(concept_data, "TEXT_TOKENS", 8)
-    bytes_V = [b" w%d" % i for i in range(lm.vocab_size)]
+    bytes_V = [b" the w%d" % i for i in range(lm.vocab_size)]
     found, texts = token_examples(coder, store, SITE, "heldout", 10**6, frozenset({0}), bytes_V)
     tokens = store.tokens(48, 88).reshape(-1)
     kept = np.flatnonzero(tokens != 0)
@@ -209,6 +209,7 @@ def test_examples_are_the_stores_rows(
     assert np.allclose(texts.x_ED[0], x[:8].mean(0), atol=1e-5)
     assert np.allclose(texts.codes_EF[0].toarray(), acts[:8].mean(0), atol=1e-5)
     assert set(texts.labels["text_code"].tolist()) == {-1}
+    assert set(texts.labels["text_language_English"].tolist()) == {1}
 
 
 def test_the_report_is_plain_json(
@@ -222,6 +223,7 @@ def test_the_report_is_plain_json(
     assert {"digits", "upper_case", "brackets"} <= set(report["probing"])
     assert report["controls"]["same"]["probing"] == report["probing"]
     assert "url" in report["left_out"]
+    assert set(report["spurious_removal"]) == {"tokens", "texts"}
     assert report["tokens"]["heldout"] > 500
     entry = report["probing"]["digits"]["coder"]["k1"]
     assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
