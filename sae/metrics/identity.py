@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,8 @@ from sae.metrics.sample import Batch, Sample
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-FVU_SAVED_ELSEWHERE = 0.05  # as a share of the FVU at the claimed site, both of a PCA's there
-EASY, EASY_ROWS = 8, 512  # components of that PCA, and rows from which it is made
+WORTH_MORE_ELSEWHERE = 0.05  # share of the principal components that it is worth there
+SPECTRUM_ROWS = 1024  # from which those are found
 EV_IN_OTHER_UNITS = 0.1  # how much more may be explained in the units of training
 FVU_IN_OTHER_UNITS = 0.1  # the share of it that a part in the units of training may save
 SCALE_NEAR_1 = 2.0  # training scales by less than this factor either way: units hardly matter
@@ -73,31 +74,36 @@ class _Rows:
 
 
 def layer_identity(coder: Coder, rows: _Rows, source: str, site: str) -> SelfTest:
-    """The share of FVU that another site of the same kind would save, in place of the claimed one.
+    """How much more the coder is worth at another site of the same kind than at the claimed one.
 
-    FVU counts as a share of what a small PCA leaves at the same site. Sites differ in how much of
-    x lies in a few directions, which a coder learns first, wherever it is trained; one that was
-    hardly trained has the best EV where that is most. A coder that explains nothing anywhere (EV
-    below 0 at every site) proves nothing, and passes.
+    Sites differ in how much of x lies in a few directions, which a coder learns first wherever it
+    is trained: one that was hardly trained has its best EV where that is most. So a coder is worth,
+    at a site, as many principal components of that site as explain what it explains. One that
+    explains nothing anywhere (EV below 0) proves nothing, and passes.
     """
     evs = {pair: _ev(coder, rows.batch(*pair)) for pair in sorted(rows.pairs)}
-    left = {pair: (1 - ev) / _pca_fvu(rows.batch(*pair).x_BD) for pair, ev in evs.items()}
+    worth = {pair: _components(ev, rows.batch(*pair).x_BD) for pair, ev in evs.items()}
     own = (source, site)
-    others = (pair for pair in evs if pair != own and evs[pair] > 0)
-    best = min(others, key=lambda pair: left[pair], default=own)
-    saved = 0.0 if left[best] >= left[own] else 1 - left[best] / left[own]
+    best = max((pair for pair in worth if pair != own), key=lambda pair: worth[pair], default=own)
+    more = 0.0 if worth[best] <= worth[own] else 1 - worth[own] / worth[best]
     sentence = f"a coder must explain most at the site that it claims, `{site}`"
-    if saved:
-        sentence += f"; its EV is {evs[own]:.3f} there and {evs[best]:.3f} at `{best[1]}`"
-        sentence += f", FVU over that of a PCA {left[own]:.3f} and {left[best]:.3f}"
-    return SelfTest("layer_identity", saved, FVU_SAVED_ELSEWHERE, sentence)
+    if more:
+        sentence += (
+            f"; its EV is {evs[own]:.3f} there, that of {worth[own]:.1f} principal components, and "
+            f"{evs[best]:.3f} at `{best[1]}`, that of {worth[best]:.1f}"
+        )
+    return SelfTest("layer_identity", more, WORTH_MORE_ELSEWHERE, sentence)
 
 
-def _pca_fvu(x_BD: Tensor) -> float:
-    """What `EASY` principal components of some rows leave of their variance; above 0."""
-    some_BD = in_float64(x_BD[:: max(1, len(x_BD) // EASY_ROWS)])
-    power = torch.linalg.svdvals(some_BD - some_BD.mean(0)).square()
-    return max(float(power[EASY:].sum() / power.sum().clamp(min=1e-30)), 1e-9)
+def _components(ev: float, x_BD: Tensor) -> float:
+    """How many principal components of these rows have this EV; between two, a share of the next.
+
+    0 for an EV of 0 and below.
+    """
+    some_BD = in_float64(x_BD[:: max(1, len(x_BD) // SPECTRUM_ROWS)])
+    power = torch.linalg.svdvals(some_BD - some_BD.mean(0)).square().cpu().numpy()
+    explained = np.concatenate([[0.0], np.cumsum(power) / max(power.sum(), 1e-30)])
+    return float(np.interp(ev, explained, np.arange(len(explained))))
 
 
 def scale_identity(coder: Coder, own: Batch, few: Sample, source: str, site: str) -> SelfTest:
