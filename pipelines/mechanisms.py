@@ -4,11 +4,12 @@
     sae mechanisms concepts runs/demo --coder topk --tokens 65536
     sae mechanisms labels runs/demo --coder topk
 
-Writes `evaluation/mechanisms/<coder>.<what>.json` (keys: docs/metrics.md), sealed like the
-evaluation, and prints what matters of them.
+Writes `evaluation/mechanisms/<coder>.<what>.json` (keys: docs/metrics.md) and a page beside it,
+sealed like the evaluation, and prints what matters of them.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.progress import steps_progress, with_interval
+from pipelines.mechanism_tables import TABLES
+from pipelines.progress import steps_progress
 from pipelines.results import mechanism_of
 from sae.base.errors import UserError
 from sae.base.files import write_json
@@ -34,13 +36,13 @@ from sae.metrics.controls import TrainData, matched_l0, random_dictionary
 from sae.metrics.induction import induction_report
 from sae.metrics.probe_sets import probe_set_report
 from sae.metrics.provenance import describe_report, special_ids
+from sae.metrics.report import ReadTable, write_tables
 from sae.metrics.sample import draw
 from sae.metrics.scoring import Progress
 from sae.metrics.steps import silent
 from sae.store import ActivationStore
 
 What = Literal["induction", "concepts", "probes", "labels"]
-WAYS = ("features", "equal_density", "equal_firing", "equal_norm")
 FIT_TOKENS = 65_536  # from which the scale of the random dictionary is found
 
 
@@ -109,83 +111,15 @@ def labels(of: Subject, run: Path, directions: int, seed: int) -> dict[str, Any]
     return label_control(index, store, rows, promoted, directions, seed)
 
 
-def print_labels(report: dict[str, Any], console: Console) -> None:
-    pairs = len(report["pairs"])
-    table = Table(title=f"Labels at {report['site']}: {pairs} features, directions as frequent")
-    for column in ("held-out", "features", "random directions", "difference"):
-        table.add_column(column, justify="left" if column == "held-out" else "right")
-    sides = ("features", "random_directions", "difference")
-    for name in ("f1", "precision", "recall", "auc"):
-        table.add_row(name, *(with_interval(report[side][name]) for side in sides))
-    table.add_row(
-        "has a rule", *(with_interval(report[side]["has_rule"]) for side in sides[:2]), ""
-    )
-    console.print(table)
-    every = report["all_features"]
-    console.print(f"all {every['scored']:,} scored features: mean F1 {every['f1_mean']:.3f}")
-
-
-def print_probes(report: dict[str, Any], console: Console) -> None:
-    table = Table(title=f"Datasets of sae-probes at {report['site']}: held-out accuracy")
-    for column in ("dataset", "k=1", "k=5", "dims k=1", "dims k=5", "whole"):
-        table.add_column(column, justify="left" if column == "dataset" else "right")
-    for name, found in report["probing"].items():
-        entries = [found[side][k] for side in ("coder", "dimensions") for k in ("k1", "k5")]
-        table.add_row(name, *map(with_interval, [*entries, found["whole"]]))
-    mean = report["mean"]
-    shares = [mean[side][k] for side in ("coder", "dimensions") for k in ("k1", "k5")]
-    if report["probing"]:
-        table.add_row("mean", *(f"{share:.3f}" for share in (*shares, mean["whole"])))
-    console.print(table)
-
-
-def print_induction(report: dict[str, Any], console: Console) -> None:
-    clean = report["clean"]
-    console.print(
-        f"{report['site']}: {report['found']} induction features; first occurrence "
-        f"{with_interval(clean['loss_first'])} nats, second {with_interval(clean['loss_second'])}, "
-        f"copied {with_interval(clean['copied'])}"
-    )
-    table = Table(title="Taken out: share of the copying loss gap that is lost")
-    copied = ("features", "equal_density", "equal_firing")
-    for column in ("latents", *WAYS, *(f"copied, {way}" for way in copied)):
-        table.add_column(column, justify="right")
-    for row in report["ablations"]:
-        shares = [with_interval(row[way]["removed"]) for way in WAYS]
-        rest = [with_interval(row[way]["copied"]) for way in copied]
-        table.add_row(str(row["latents"]), *shares, *rest)
-    console.print(table)
-
-
-def print_concepts(report: dict[str, Any], console: Console) -> None:
-    control = report["controls"]["random_dictionary"]
-    table = Table(title=f"Concepts at {report['site']}")
-    columns = ("positives", "k=1", "k=5", "random k=1", "dims k=1", "whole", "F1", "specificity")
-    for column in ("concept", *columns):
-        table.add_column(column, justify="left" if column == "concept" else "right")
-    for name, probed in report["probing"].items():
-        best = report["latents"].get(name)
-        table.add_row(
-            name,
-            str(report["concepts"][name]["heldout"]),
-            with_interval(probed["coder"]["k1"]),
-            with_interval(probed["coder"]["k5"]),
-            with_interval(control["probing"][name]["coder"]["k1"]),
-            with_interval(probed["dimensions"]["k1"]),
-            with_interval(probed["whole"]),
-            with_interval(best["f1"]) if best else "",
-            with_interval(best["specificity"]) if best else "",
-        )
-    console.print(table)
-    for name, found in (("coder", report), ("random dictionary", control)):
-        erased, letters = found["targeted_ablation"], found["first_letter_absorption"]
-        sizes = [key for key in erased if key != "concepts"]
-        tpp = ", ".join(f"{key} {with_interval(erased[key]['tpp'])}" for key in sizes)
-        console.print(f"{name}: TPP {tpp}")
-        for level, removed in found["spurious_removal"].items():
-            scr = ", ".join(f"{k} {v:.2f}" for k, v in removed.items() if isinstance(v, float))
-            console.print(f"{name}: SCR over {len(removed['pairs'])} pairs of {level} {scr or '-'}")
-        console.print(f"{name}: first-letter absorption {with_interval(letters['absorption'])}")
+def _show(tables: Sequence[ReadTable], console: Console) -> None:
+    for shown in tables:
+        table = Table(title=shown.title)
+        for number, column in enumerate(shown.columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in shown.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(shown.reading, style="dim")
 
 
 def report(
@@ -200,24 +134,32 @@ def report(
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Measures, prints, and writes JSON, by default into the run's `evaluation/mechanisms/`."""
+    """Measures, prints, and writes JSON with a page beside it, by default into the run's
+    `evaluation/mechanisms/`.
+    """
+    if out is not None and out.suffix == ".html":
+        raise UserError(f"{out} is where the page would go; give the name of a JSON file.")
     began, console = time.monotonic(), Console(width=180)
     of = Subject.open(run, coder)
     with steps_progress(f"{what} {coder}") as progress:
         if what == "induction":
-            found, show = induction(of, sequences, seed, progress), print_induction
+            found = induction(of, sequences, seed, progress)
         elif what == "probes":
-            found, show = probes(of, texts, seed, progress), print_probes
+            found = probes(of, texts, seed, progress)
         elif what == "labels":
-            found, show = labels(of, run, directions, seed), print_labels
+            found = labels(of, run, directions, seed)
         else:
-            found, show = concepts(of, tokens, seed, progress), print_concepts
+            found = concepts(of, tokens, seed, progress)
     store = of.store if what in ("concepts", "labels") else None  # the others read none of it
     said = describe_report(of.coder, of.weights, of.lm, began, seed, store)
-    show(found, console)
+    tables = TABLES[what](found)
+    _show(tables, console)
     evaluation = run / "evaluation"
     out = out or evaluation / mechanism_of(coder, what)
+    page = out.with_suffix(".html")
+    write_tables(f"{what.capitalize()} of {coder}", tables, said, page)
     write_json(out, {**found, "provenance": said})
+    made = [path.resolve() for path in (out, page)]
     if out.resolve().is_relative_to(evaluation.resolve()):
-        seal(evaluation, [out.resolve().relative_to(evaluation.resolve()).as_posix()])
-    console.print(f"{out} in {time.monotonic() - began:.1f} s")
+        seal(evaluation, [path.relative_to(evaluation.resolve()).as_posix() for path in made])
+    console.print(f"{page} in {time.monotonic() - began:.1f} s")

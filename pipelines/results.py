@@ -26,7 +26,7 @@ def files_of(name: str) -> list[str]:
 
 
 def mechanism_of(name: str, what: str) -> str:
-    """What `sae mechanisms` writes of one coder."""
+    """What `sae mechanisms` writes of one coder; its page has the same name, but for `.html`."""
     return f"mechanisms/{name}.{what}.json"
 
 
@@ -42,7 +42,8 @@ def withdraw_others(config: RunConfig, name: str, weights: str) -> None:
     if path.exists() and weights_of(path) != weights:
         withdraw(config, name)
     known = [file for what in MECHANISMS if (folder / (file := mechanism_of(name, what))).exists()]
-    unseal(folder, [file for file in known if weights_of(folder / file) != weights])
+    others = [Path(file) for file in known if weights_of(folder / file) != weights]
+    unseal(folder, [str(file.with_suffix(form)) for file in others for form in (".json", ".html")])
 
 
 def weights_of(path: Path) -> str | None:

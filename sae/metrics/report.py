@@ -1,11 +1,12 @@
 """What the evaluations of a run say, on pages that need nothing else.
 
 One page has everything about one coder; `report.html` leads to the pages of a run's coders, and
-`comparison.html` sets them against each other.
+`comparison.html` sets them against each other. `write_tables` is for whatever else was measured.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -66,6 +67,16 @@ BREAKDOWNS = {
     "frequency": "By the next token's share of the train split",
     "repetition": "By repetition in the context",
 }
+
+
+@dataclass(frozen=True)
+class ReadTable:
+    """A table with the sentences that say how to read it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    reading: str
 
 
 def write_report(
@@ -142,6 +153,13 @@ def write_comparison(comparison: Mapping[str, Any], path: Path | str) -> Path:
         labels=ERROR_LABELS,
         stability=comparison.get("stability", []),
     )
+
+
+def write_tables(
+    title: str, tables: Sequence[ReadTable], provenance: Mapping[str, Any], path: Path | str
+) -> Path:
+    """Writes a page of tables; `provenance` is of the form of `describe_report`."""
+    return _write_page(path, "tables.html.j2", title=title, tables=tables, p=provenance)
 
 
 def _write_page(path: Path | str, template: str, **content: Any) -> Path:

@@ -5,14 +5,14 @@ import pytest
 from sae.metrics.languages import FUNCTION_WORDS, language_of
 
 TEXTS = {
-    "English": "When the ship came into the harbour, all of them were waiting for what it would bring.",
-    "German": "Als das Schiff in den Hafen kam, war es noch früh, und nur einer von uns stand auf der Mauer.",
-    "French": "Le bateau est entré dans le port, et tout le monde a vu que les voiles étaient noires.",
-    "Spanish": "El barco entró en el puerto por la mañana, y todos los que lo vieron se fueron con él.",
-    "Italian": "La nave è entrata nel porto con la luce del mattino, e non si vedeva più che una vela.",
-    "Portuguese": "O navio chegou ao porto com a luz da manhã, e não havia mais do que uma vela no mar.",
-    "Dutch": "Het schip kwam in de haven toen er nog niemand op de kade was, en dat is wat ik heb gezien.",
-    "Latin": "Navis in portum venit, sed non omnes qui eam viderunt et cum nautis ad terram ierunt felices sunt.",
+    "English": "When the ship came into the harbour, all of them waited for what it would bring.",
+    "German": "Als das Schiff in den Hafen kam, war es noch früh, und nur einer von uns sah es.",
+    "French": "Le bateau est entré dans le port, et tout le monde a vu que les voiles sont noires.",
+    "Spanish": "El barco entró en el puerto por la tarde, y todos los que lo vieron se fueron.",
+    "Italian": "La nave è entrata nel porto con la luce del giorno, e non si vedeva una vela.",
+    "Portuguese": "O navio chegou ao porto com a luz da manhã, e não há mais do que uma vela.",
+    "Dutch": "Het schip kwam in de haven toen er nog niemand was, en dat is wat ik heb gezien.",
+    "Latin": "Navis in portum venit, sed non omnes qui eam viderunt et cum nautis sunt felices.",
 }
 
 
@@ -30,7 +30,7 @@ def test_a_sentence_is_of_its_language(language: str) -> None:
     [
         "",
         "of the and",
-        "def add(a, b): total = fix(a, width) + scale; return frame.rows[total] or numpy.zeros(width)",
+        "def add(a, b): total = fix(a, width); return frame.rows[total] or zeros(width)",
         "Anna Berta Carla Dora Emil Friedrich Gustav Heinrich Ida Julius Kaufmann",
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.cli import main as sae
 from pipelines.mechanisms import Subject, concepts, induction
+from pipelines.progress import with_interval
 from pipelines.verify import verify
 from sae.base.files import read_json
 from sae.coders import coder_hash, load_coder
@@ -35,6 +36,9 @@ def test_concepts_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "digits" in capsys.readouterr().out
     assert report["provenance"]["store"]["corpus"]
     require_provenance(report, run)
+    page = (run / "evaluation/mechanisms/topk.concepts.html").read_text()
+    assert with_interval(whole) in page
+    assert "0.5 is guessing" in page
 
 
 def require_provenance(report: dict[str, Any], run: Path) -> None:
@@ -50,6 +54,8 @@ def test_reports_are_sealed_and_go_with_their_coder(run: Path, tmp_path: Path) -
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     sae(["mechanisms", "induction", str(copy), "--sequences", "8"])
     file = copy / "evaluation" / "mechanisms" / "topk.induction.json"
+    page = file.with_suffix(".html")
+    assert page.exists()
     for part in (copy, copy / "evaluation", file):
         assert verify(part) == []
     with Damage(file, "flip", 0.5):
@@ -60,6 +66,7 @@ def test_reports_are_sealed_and_go_with_their_coder(run: Path, tmp_path: Path) -
     sae(["train", str(copy), "train.seed=9"])
     sae(["evaluate", str(copy)])
     assert not file.exists()
+    assert not page.exists()
     assert verify(copy) == []
 
 
@@ -83,6 +90,15 @@ def test_a_random_model_has_no_induction_to_remove(run: Path) -> None:
     assert clean["loss_first"]["value"] == pytest.approx(clean["loss_second"]["value"], abs=0.2)
     for row in report["ablations"]:
         assert abs(row["features"]["delta_second"]["value"]) < 0.2
+
+
+def test_a_page_is_no_place_for_the_numbers(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        sae(["mechanisms", "induction", str(run), "--out", str(tmp_path / "a.html")])
+    assert stopped.value.code == 2
+    assert "a JSON file" in capsys.readouterr().err
 
 
 def test_a_coder_that_is_not_there_is_one_sentence(
