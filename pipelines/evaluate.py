@@ -43,7 +43,7 @@ def _evaluated(
     # The gate (splicing x̂ + e must change nothing) holds in float32 only.
     lm = load_lm(config.model.name, config.model.device, "float32")
     wanted = config.evaluate
-    with steps_progress(f"evaluate {name}") as report:
+    with steps_progress(f"evaluate {name}", in_tokens=("activations", "losses")) as report:
         return evaluate(
             coder,
             store,

@@ -76,16 +76,21 @@ def _lines(what: str, total: float, unit: str) -> Update:
 
 
 @contextmanager
-def steps_progress(prefix: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields `report(what, done, total)` for work that names its own steps, one bar for each."""
+def steps_progress(
+    prefix: str, in_tokens: tuple[str, ...] = ()
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields `report(what, done, total)` for work that names its own steps, one bar for each.
+
+    What begins with one of `in_tokens` counts tokens, not steps.
+    """
     with ExitStack() as open_bars:
         updates: dict[str, Update] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in updates:
-                updates[what] = open_bars.enter_context(
-                    progress(f"{prefix}: {what}", total, unit="steps")
-                )
+                unit = "tokens" if what.startswith(in_tokens) else "steps"
+                bar = progress(f"{prefix}: {what}", total, unit)
+                updates[what] = open_bars.enter_context(bar)
             updates[what](done)
 
         yield report
