@@ -76,4 +76,4 @@ screenshots: $(VENV)/installed
 	$(BIN)/python -m app.screenshots runs/demo docs/images
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) build *.egg-info

@@ -44,5 +44,7 @@ with st.sidebar:
 
 try:
     chosen.run()
+except UserError as error:  # a file that is damaged, or of another version, or in use
+    st.error(markdown(str(error)), icon=":material/error:")
 finally:
     state.end_of_run()

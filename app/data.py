@@ -80,7 +80,10 @@ def sorting() -> tuple[str, bool]:
 
 
 def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # not made yet; or SQLite has just removed its log
+        return 0
 
 
 def _index_stamp(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The command `sae`. Options of a run are keys of `pipelines.config.RunConfig`, nowhere else."""
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -124,7 +125,7 @@ def browse_command(folder: Path, port: int, headless: bool) -> None:
 @click.option("--tokens", default=65_536, show_default=True, help="Concepts: tokens of each split.")
 @click.option("--texts", default=600, show_default=True, help="Probes: texts of each dataset.")
 @click.option("--directions", default=64, show_default=True, help="Labels: random directions.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default: in the run.")
 def mechanisms_command(
     what: Literal["induction", "concepts", "probes", "labels"], folder: Path, **options: Any
@@ -152,7 +153,13 @@ def mechanisms_command(
 @click.option("--price-out", type=float, help="Of a million completion tokens.")
 @click.option("--concurrency", default=4, show_default=True, help="Requests at a time.")
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds for one try.")
-@click.option("--seed", default=0, show_default=True, help="Decides features and passages.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Decides features and passages.",
+)
 @click.option("--ask-again", is_flag=True, help="Also where the answer could not be read.")
 @click.option("--yes", is_flag=True, help="Send without asking.")
 def explain_command(run: Path, **options: Any) -> None:
@@ -191,13 +198,15 @@ def verify_command(path: Path) -> None:
 def _config(run: Path | None, extra: Sequence[str]) -> RunConfig:
     file = run
     overrides = _overrides(extra)
-    if run is not None and ("=" in str(run) or str(run).startswith("--")):
+    is_setting = run is not None and not run.exists() and "=" in str(run)
+    if run is not None and (is_setting or str(run).startswith("--")):
         file, overrides = None, _overrides([str(run), *extra])  # a setting where RUN could stand
     elif run is not None and run.is_dir():
         file = run / "run.yaml"
         if not file.exists():
             raise UserError(f"{run} is no run folder: it has no run.yaml.")
-        overrides = [f"folder={run}", *overrides]  # it may have been moved, or copied, since
+        here = f"folder={json.dumps(str(run))}"  # it may have been moved, or copied, since
+        overrides = [here, *overrides]
     return load_config(RunConfig, file, overrides)
 
 
@@ -227,8 +236,9 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
 
     todo = plan(config, Manifest.open(config.folder), only, start)
     if dry_run:
-        for stage, coders in todo:
-            click.echo(f"would do {stage.name} {' '.join(c for c in coders if c)}".rstrip())
+        for task in todo:
+            coders = " ".join(coder for coder in task.coders if coder)
+            click.echo(f"would do {task.stage.name} {coders}".rstrip())
     if not todo:
         click.echo(f"{config.folder} is up to date.")
         if only == "evaluate" and config.evaluate.quick:

@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from pipelines.alike import SEED, alike
+from pipelines.begin import Begin, nothing
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.progress import progress
 from pipelines.results import folder_of, require_current
@@ -26,12 +27,13 @@ DIFFER = {"seed": SEED, "width": SIZES}  # the keys in which the two coders of a
 ALIVE_TOKENS = 131_072  # held-out tokens on which a latent must fire to be matched
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, begin: Begin = nothing) -> dict[str, Any]:
     """Writes `report.html`, which leads to the coders' pages, into `evaluation/`, and
     `comparison.json`, `.html`, `core.csv` into `evaluation/compare/`.
     """
     folder, coders = folder_of(config), config.train.coders
     require_current(config, [coder.name for coder in coders])
+    begin()
     evaluations = {coder.name: read_evaluation(folder / f"{coder.name}.json") for coder in coders}
     with reading(f"What lies in {folder}", "run `sae evaluate` again"):
         write_report_index(evaluations, folder / "report.html", "compare/comparison.html")

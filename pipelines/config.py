@@ -20,6 +20,7 @@ OPTIONS = (
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Clip = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ModelConfig(Section):
@@ -48,7 +49,7 @@ class CorpusConfig(Section):
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.25, description="share of documents held out"
     )
-    seed: int = Field(default=0, description="decides which documents are held out")
+    seed: Seed = Field(default=0, description="decides which documents are held out")
 
 
 class HarvestConfig(Section):
@@ -134,7 +135,7 @@ class CoderConfig(Section):
     resample_window: Share = Field(
         default=0.0125, description="share of steps without firing that makes a latent dead then"
     )
-    seed: int = Field(default=0, description="of the initial weights")
+    seed: Seed = Field(default=0, description="of the initial weights")
 
     @model_validator(mode="before")
     @classmethod
@@ -187,7 +188,7 @@ class TrainConfig(Section):
         default="auto",
         description="precision of Adam's moments: float32, bfloat16; auto: by the coder's size",
     )
-    seed: int = Field(default=0, description="of the order of the data")
+    seed: Seed = Field(default=0, description="of the order of the data")
     window: Count = Field(default=64, description="chunks of 2 Ki rows that are shuffled together")
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="time between checkpoints")
     wandb: str | None = Field(
@@ -217,7 +218,8 @@ class TrainConfig(Section):
             raise ValueError("at least one coder is needed")
         named: dict[str, CoderConfig] = {}
         for coder in coders:
-            if coder.name.lower() == "report":  # evaluation/report.html is of all coders
+            if coder.name.lower() == "report" or coder.name.endswith((".old", ".partial")):
+                # evaluation/report.html is of all coders; the others are folders in the making
                 raise UserError(f"A coder cannot be called `{coder.name}`; give it another name.")
             if named.setdefault(coder.name, coder) != coder:
                 raise UserError(
@@ -244,7 +246,7 @@ class EvaluateConfig(Section):
         default=None,
         description="what the coder is compared with; default: all that say something of it",
     )
-    seed: int = Field(default=0, description="of the bootstrap and the controls")
+    seed: Seed = Field(default=0, description="of the bootstrap and the controls")
 
 
 class IndexConfig(Section):
@@ -255,7 +257,7 @@ class ScorecardConfig(Section):
     tokens: Count = Field(
         default=32_768, description="firings at which a feature is taken out, over all features"
     )
-    seed: int = Field(default=0, description="of the choice among a feature's firings")
+    seed: Seed = Field(default=0, description="of the choice among a feature's firings")
 
 
 class ExportConfig(Section):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig, whole_command
 from pipelines.manifest import CONTROLS, code_hash
 from pipelines.progress import steps_progress
@@ -15,7 +16,7 @@ from sae.metrics.controls import Cache
 from sae.store import ActivationStore
 
 
-def run(config: RunConfig, name: str) -> dict[str, Any]:
+def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     """Writes `evaluation/<name>.json` and its page; fitted controls are kept in `controls/`.
 
     What was measured on other weights goes first; when a check fails, all that stood goes.
@@ -27,8 +28,10 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
     try:
         result = _evaluated(config, name, store, coder, weights)
     except CheckFailure:
+        begin()
         withdraw(config, name)
         raise
+    begin()
     withdraw(config, name)  # the report is of the evaluation before this one
     folder = folder_of(config)
     whole = whole_command(config) if config.evaluate.quick else None

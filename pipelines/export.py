@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig
 from sae.io.hdf5 import export_dictionary
 
 
-def run(config: RunConfig, name: str) -> dict[str, Any]:
+def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     """Writes `export/<name>.h5`; opening the index finds any file that is not what was written."""
+    begin()
     path = export_dictionary(
         config.folder / "features" / name,
         config.coder_folder(name),

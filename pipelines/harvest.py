@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig
 from pipelines.manifest import CODE, code_hash
 from pipelines.progress import progress
@@ -19,7 +20,7 @@ from sae.store.schema import BYTES_PER_VALUE, CHUNK_ROWS
 from sae.store.writer import WAITING
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, begin: Begin = nothing) -> dict[str, Any]:
     """Makes `activations.zarr`, or goes on with it; returns facts for the summary."""
     lm = load_lm(config.model.name, config.model.device, config.model.dtype)
     sites = {site: lm.site_width(site) for site in config.harvest.sites}
@@ -45,6 +46,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     )
     _check_memory(spec)
     documents = DocumentTable(packed.document_start, packed.document_id, packed.document_title)
+    begin()
     with StoreWriter(config.store, spec, packed.tokens, documents) as writer:
         with progress("harvest", spec.rows) as update:
             harvest_shards(lm, writer, packed.tokens, config.harvest.batch, update)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig
 from pipelines.progress import steps_progress
 from sae.base.files import read_json
@@ -11,7 +12,7 @@ from sae.lm import load_lm
 from sae.store import ActivationStore
 
 
-def run(config: RunConfig, name: str) -> dict[str, Any]:
+def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     """Makes `features/<name>/`, or goes on with it."""
     store = ActivationStore.open(config.store)
     coder = load_coder(config.coder_folder(name))
@@ -26,6 +27,7 @@ def run(config: RunConfig, name: str) -> dict[str, Any]:
             name=name,
             progress=report,
             coder_hash=coder_hash(config.coder_folder(name)),
+            before_replacing=begin,
         )
     meta = read_json(folder / "index.json")
     return {"tokens": meta["tokens"], "d_sae": meta["d_sae"]}

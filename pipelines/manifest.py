@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,6 +47,16 @@ class Item(TypedDict):
     finished: str
 
 
+@dataclass(frozen=True)
+class Made:
+    """An item that is done: from what, where it lies, how long it took, what is worth knowing."""
+
+    fingerprint: str
+    outputs: Sequence[Path]
+    seconds: float
+    facts: Any
+
+
 _FORM = TypeAdapter(dict[str, Item], config={"strict": True})
 
 
@@ -81,7 +91,7 @@ class Manifest:
         with reading(path, "remove it; `sae run` then does every stage anew"):
             _FORM.validate_python(content["items"])
             outputs = [name for item in content["items"].values() for name in item["outputs"]]
-            if outside := [name for name in outputs if not is_inside(name)]:
+            if outside := [name for name in [*outputs, *content["items"]] if not is_inside(name)]:
                 raise ValueError(f"it names `{outside[0]}`, which is not in the run")
             items = content["items"]
         return cls(path, items, content.get("configuration"))
@@ -93,22 +103,24 @@ class Manifest:
             return False
         return all((self.path.parent / output).exists() for output in item["outputs"])
 
-    def record(
-        self, name: str, fingerprint: str, outputs: list[Path], seconds: float, facts: Any
-    ) -> None:
-        item = {
-            "fingerprint": fingerprint,
-            "outputs": [str(path.relative_to(self.path.parent)) for path in outputs],
-            "seconds": round(seconds, 3),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "facts": facts,
-            "versions": versions(),
+    def record(self, made: Mapping[str, "Made"]) -> None:
+        """Notes items that are done, all in one write: a kill leaves all of them or none."""
+        items = {
+            name: {
+                "fingerprint": one.fingerprint,
+                "outputs": [str(path.relative_to(self.path.parent)) for path in one.outputs],
+                "seconds": round(one.seconds, 3),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "facts": one.facts,
+                "versions": versions(),
+            }
+            for name, one in made.items()
         }
         with self._changing():
-            self.items[name] = item
+            self.items.update(items)
 
     def forget(self, names: list[str]) -> None:
-        """Drops items, so that a stage that dies in the middle is not taken for whole."""
+        """Drops items whose outputs are about to change: half of them must not pass for whole."""
         with self._changing():
             for name in names:
                 self.items.pop(name, None)

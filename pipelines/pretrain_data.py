@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sae.base.files import atomic_write
+from sae.base.files import write_array
 from sae.base.foreign import read_npy
 from sae.corpus.sources import Corpus, Split, open_corpus, split_of
 
@@ -73,7 +73,7 @@ def token_stream(
             for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
                 pieces.append(np.array([tokenizer.bos_token_id, *ids], dtype=np.uint16))
         stream = np.concatenate(pieces)
-        atomic_write(path, lambda file: np.save(file, stream))
+        write_array(path, stream)
     return read_npy(path, mapped=True)
 
 

@@ -1,22 +1,34 @@
 """Does the stages that are not up to date.
 
 An item's fingerprint covers its part of the configuration, its code, and the fingerprints of the
-items that it reads.
+items that it reads: in a plan, those that they will have; on record, those that they had when they
+were read.
 """
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import yaml
 
 from pipelines.config import RunConfig
-from pipelines.manifest import CODE, Manifest, code_hash
+from pipelines.manifest import CODE, Made, Manifest, code_hash
 from pipelines.progress import console, listed
 from pipelines.stages import STAGES, Stage
 from sae.base.errors import UserError, nearest
 from sae.base.files import sha256_file, sha256_json, write_text
 from sae.base.locks import Lock
 from sae.base.sums import seal
+
+
+class Task(NamedTuple):
+    """A stage with the coders that it has work for (None: all together). `forced`: also where they
+    are up to date.
+    """
+
+    stage: Stage
+    coders: list[str | None]
+    forced: bool = False
 
 
 class Fingerprints:
@@ -27,27 +39,35 @@ class Fingerprints:
         self._known: dict[str, str] = {}
 
     def of(self, stage: Stage, coder: str | None) -> str:
+        """Of an item that is made of items as this configuration wants them."""
         item = stage.item(coder)
         if item not in self._known:
-            upstream = [
-                self.of(STAGES[name], read)
-                for name in stage.reads
-                for read in self._read_by(coder, STAGES[name])
-            ]
-            self._known[item] = sha256_json(
-                [stage.settings(self.config, coder), code_hash(*CODE[stage.name]), upstream]
-            )
+            read = [self.of(*each) for each in self._read_by(stage, coder)]
+            self._known[item] = self._of(stage, coder, read)
         return self._known[item]
 
-    def _read_by(self, coder: str | None, read: Stage) -> list[str | None]:
+    def made(self, stage: Stage, coder: str | None, manifest: Manifest) -> str:
+        """Of an item that was made of the items that are there."""
+        inputs = [read.item(name) for read, name in self._read_by(stage, coder)]
+        return self._of(stage, coder, [manifest.items[i]["fingerprint"] for i in inputs])
+
+    def _of(self, stage: Stage, coder: str | None, read: list[str]) -> str:
+        settings = stage.settings(self.config, coder)
+        return sha256_json([settings, code_hash(*CODE[stage.name]), read])
+
+    def _read_by(self, stage: Stage, coder: str | None) -> list[tuple[Stage, str | None]]:
         """A stage of one coder reads that coder's items, one of all coders the items of all."""
-        every = read.coders(self.config)
-        return [coder] if coder in every else every
+        reads = [STAGES[name] for name in stage.reads]
+        return [
+            (read, name)
+            for read in reads
+            for name in ([coder] if coder in read.coders(self.config) else read.coders(self.config))
+        ]
 
 
 def plan(
     config: RunConfig, manifest: Manifest, only: str | None = None, start: str | None = None
-) -> list[tuple[Stage, list[str | None]]]:
+) -> list[Task]:
     """What has to be done: stages in order, each with the coders that are stale.
 
     `only` names the one stage to look at, `start` the stage from which everything is redone.
@@ -60,72 +80,91 @@ def plan(
             )
     names = list(STAGES)
     fingerprints = Fingerprints(config)
-    todo: list[tuple[Stage, list[str | None]]] = []
+    todo: list[Task] = []
     for name, stage in STAGES.items():
         if only is not None and only not in (name, stage.part_of):
             continue
         forced = start is not None and names.index(name) >= names.index(start)
-        forced |= any(done.name == stage.part_of for done, _ in todo)  # it lost what it made
-        stale = [
-            coder
-            for coder in stage.coders(config)
-            if forced or not manifest.is_current(stage.item(coder), fingerprints.of(stage, coder))
-        ]
-        if stale:
-            todo.append((stage, stale))
+        forced |= any(task.stage.name == stage.part_of for task in todo)  # it lost what it made
+        coders = stage.coders(config)
+        if not forced:
+            coders = stale(config, stage, coders, manifest, fingerprints)
+        if coders:
+            todo.append(Task(stage, coders, forced))
     return todo
 
 
-def run_stages(config: RunConfig, todo: Sequence[tuple[Stage, list[str | None]]]) -> None:
-    """Does what `plan` said, and writes the resolved configuration beside the results."""
-    if any(stage.name in ("harvest", "train") for stage, _ in todo):
-        _check_coders(config)  # before the harvest, not after it
-    config.folder.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest.open(config.folder)
-    fingerprints = Fingerprints(config)
-    if todo and not (config.folder / "run.yaml").exists():
-        _write_config(config, manifest)  # a run that is killed at once can be named by its folder
-    for stage, stale in todo:
-        _require_inputs(config, stage, manifest)
-        for coders in [stale] if stage.together else [[coder] for coder in stale]:
-            at_work = stage.name if stage.together else stage.item(coders[0])
-            lock = config.folder / ".locks" / at_work.replace("/", "-")
-            with Lock(lock, f"`{at_work}` of {config.folder}"):
-                _run_stage(config, stage, coders, manifest, fingerprints)
-    _write_config(config, manifest)  # a kill may have come between a stage's end and this
-
-
-def _run_stage(
+def stale(
     config: RunConfig,
     stage: Stage,
     coders: Sequence[str | None],
     manifest: Manifest,
     fingerprints: Fingerprints,
-) -> None:
+) -> list[str | None]:
+    """Those of the coders whose items are not what would be made now."""
+    return [
+        coder
+        for coder in coders
+        if not manifest.is_current(stage.item(coder), fingerprints.of(stage, coder))
+    ]
+
+
+def run_stages(config: RunConfig, todo: Sequence[Task]) -> None:
+    """Does what `plan` said, and writes the resolved configuration beside the results."""
+    if any(task.stage.name in ("harvest", "train") for task in todo):
+        _check_coders(config)  # before the harvest, not after it
+    config.folder.mkdir(parents=True, exist_ok=True)
+    fingerprints = Fingerprints(config)
+    if todo and not (config.folder / "run.yaml").exists():
+        _write_config(config)  # a run that is killed at once can be named by its folder
+    for stage, coders, forced in todo:
+        for some in [coders] if stage.together else [[coder] for coder in coders]:
+            at_work = stage.name if stage.together else stage.item(some[0])
+            lock = config.folder / ".locks" / at_work.replace("/", "-")
+            with Lock(lock, f"`{at_work}` of {config.folder}"):
+                _run_stage(config, Task(stage, some, forced), fingerprints)
+    _write_config(config)  # a kill may have come between a stage's end and this
+
+
+def _run_stage(config: RunConfig, task: Task, fingerprints: Fingerprints) -> None:
     """One call of a stage, for the coders that it does together."""
-    items = {stage.item(coder): coder for coder in coders}
-    forced = any(manifest.is_current(i, fingerprints.of(stage, c)) for i, c in items.items())
-    parts = [part for part in STAGES.values() if part.part_of == stage.name]
-    undone = [STAGES[name].item(coder) for name in stage.undoes for coder in coders]
-    of_parts = [part.item(coder) for part in parts for coder in part.coders(config)]
-    manifest.forget([*items, *of_parts, *undone])
-    if forced and stage.anew:
-        stage.anew(config)
+    stage, coders, forced = task
+    manifest = Manifest.open(config.folder)
+    if not forced:  # another process may have done some since the plan was made
+        coders = stale(config, stage, coders, manifest, fingerprints)
+        if not coders:
+            return
+    _require_inputs(config, stage, manifest)
     names = [coder for coder in coders if coder]
+    made_of = {coder: fingerprints.made(stage, coder, manifest) for coder in coders}
+
+    def begin() -> None:
+        """The stage is about to change what it has made before."""
+        parts = [part for part in STAGES.values() if part.part_of == stage.name]
+        of_parts = [part.item(coder) for part in parts for coder in part.coders(config)]
+        undone = [STAGES[name].item(coder) for name in stage.undoes for coder in coders]
+        manifest.forget([*map(stage.item, coders), *of_parts, *undone])
+        if forced and stage.anew:
+            stage.anew(config)
+
     console.print(f"[bold]{stage.name}[/] {listed(names)}".rstrip())
     began = time.perf_counter()
-    facts = stage.run(config, names)
-    seconds = time.perf_counter() - began
-    for item, coder in items.items():
-        if stage.seals:
+    facts = stage.run(config, names, begin)
+    seconds = (time.perf_counter() - began) / len(coders)
+    if stage.seals:
+        for coder in coders:
             seal(*stage.seals(config, coder))
-        outputs = stage.outputs(config, coder)
-        each = seconds / len(coders)
-        manifest.record(item, fingerprints.of(stage, coder), outputs, each, facts)
+    manifest.record(
+        {
+            stage.item(coder): Made(made_of[coder], stage.outputs(config, coder), seconds, facts)
+            for coder in coders
+        }
+    )
     if stage.recorded:
         stage.recorded(config)
-    _write_config(config, manifest)  # only now: settings that were refused change nothing
-    console.print(f"  done in {seconds:.1f} s -> {_common(stage, config, coders)}")
+    _write_config(config)  # only now: settings that were refused change nothing
+    whole = seconds * len(coders)
+    console.print(f"  done in {whole:.1f} s -> {_common(stage, config, coders)}")
 
 
 def _check_coders(config: RunConfig) -> None:
@@ -134,8 +173,9 @@ def _check_coders(config: RunConfig) -> None:
     train.check_coders(config)
 
 
-def _write_config(config: RunConfig, manifest: Manifest) -> None:
+def _write_config(config: RunConfig) -> None:
     """The configuration as it was resolved: a sweep is written out as its coders."""
+    manifest = Manifest.open(config.folder)
     resolved = config.model_dump(mode="json", exclude={"train": {"sweep"}})
     text, file = yaml.safe_dump(resolved, sort_keys=False), config.folder / "run.yaml"
     if not file.exists() or file.read_bytes() != text.encode():

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.alike import other_seeds
+from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig
 from pipelines.progress import steps_progress
 from sae.base.errors import UserError
@@ -17,9 +18,10 @@ from sae.features.scorecard_builder import build_scorecard
 from sae.lm import load_lm
 
 
-def run(config: RunConfig, name: str) -> dict[str, Any]:
+def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     """Writes `features/<name>/scorecard.parquet`; an older one goes first, also a damaged one."""
     folder = config.folder / "features" / name
+    begin()
     unseal(folder, [SCORECARD])
     index = FeatureIndex.open(folder)
     if coder_hash(config.coder_folder(name)) != index.meta["coder_hash"]:

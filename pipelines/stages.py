@@ -4,7 +4,6 @@ An item is a stage, or a stage of one coder (`evaluate/topk`). `pipelines.runner
 are not up to date.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,18 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.alike import other_seeds
+from pipelines.begin import Begin
 from pipelines.config import RunConfig
 from pipelines.results import OF_ALL, files_of, folder_of
-from sae.base.files import sha256_tree
+from sae.base.files import read_json_object, remove_tree, sha256_tree
 from sae.corpus import open_corpus
-from sae.features.layout import SCORECARD
+from sae.features.layout import META, NOTES, SCORECARD
 
+MODEL_FILES = ("*.[jst]*", "*.bin")  # descriptions and weights, in either form
 Facts = dict[str, Any]
+Run = Callable[[RunConfig, Sequence[str], Begin], Facts]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`run(config, coders)` makes the outputs of the named coders, or of the stage as a whole.
+    """`run(config, coders, begin)` makes the outputs of the named coders, or of the whole stage.
+
+    It calls `begin()` when it has found nothing to refuse, before it changes what it made before:
+    until then that stays on record.
 
     `seals` gives the folder and the patterns of the files that it wrote, whose sums are taken then
     (harvest and index do it themselves, as they write). `anew` removes what it would find complete
@@ -34,7 +39,7 @@ class Stage:
     reads: tuple[str, ...]
     settings: Callable[[RunConfig, str | None], Any]
     outputs: Callable[[RunConfig, str | None], list[Path]]
-    run: Callable[[RunConfig, Sequence[str]], Facts]
+    run: Run
     per_coder: bool = True
     together: bool = False  # its coders share one run (one stream of data)
     part_of: str | None = None  # the stage with which it is done, where that one is asked for alone
@@ -51,19 +56,19 @@ class Stage:
         return self.name if coder is None else f"{self.name}/{coder}"
 
 
-def _runs(stage: str) -> Callable[[RunConfig, Sequence[str]], Facts]:
+def _runs(stage: str) -> Run:
     """`run` of the stage's module, which is imported only then: of the run, or of one coder."""
 
-    def run(config: RunConfig, coders: Sequence[str]) -> Facts:
-        return import_module(f"pipelines.{stage}").run(config, *coders[:1])
+    def run(config: RunConfig, coders: Sequence[str], begin: Begin) -> Facts:
+        return import_module(f"pipelines.{stage}").run(config, *coders[:1], begin=begin)
 
     return run
 
 
-def _train(config: RunConfig, coders: Sequence[str]) -> Facts:
+def _train(config: RunConfig, coders: Sequence[str], begin: Begin) -> Facts:
     from pipelines import train
 
-    return train.run(config, coders)
+    return train.run(config, coders, begin=begin)
 
 
 def _forget_checkpoints(config: RunConfig) -> None:
@@ -74,8 +79,13 @@ def _forget_checkpoints(config: RunConfig) -> None:
 
 def _harvest_settings(config: RunConfig, _coder: str | None) -> Any:
     source = open_corpus(config.corpus.source, config.corpus.column).description
-    parts = [config.corpus, config.harvest.model_copy(update={"batch": 1}), config.model]
-    return [part.model_dump() for part in parts], source, _model_identity(config.model.name)
+    changed = [Path(file).stat().st_mtime_ns for file in source.get("files", ())]
+    parts = [
+        config.corpus.model_dump(),
+        config.harvest.model_dump(exclude={"batch"}),
+        config.model.model_dump(exclude={"device"}),
+    ]
+    return parts, source, changed, _model_identity(config.model.name)
 
 
 def _train_settings(config: RunConfig, name: str | None) -> Any:
@@ -83,17 +93,29 @@ def _train_settings(config: RunConfig, name: str | None) -> Any:
     return config.train.recipe, coder.model_dump(), config.site_of(coder)
 
 
-def _model_identity(name: str) -> str:
-    """Hash of a local model's files; a hub id stands for itself."""
+def _model_identity(name: str) -> str | list[str]:
+    """Hashes of a local model's files; a hub id stands for itself."""
     from sae.lm.assets import local_model_folder
 
     folder = local_model_folder(name)
-    return name if folder is None else sha256_tree(folder, "*.[jst]*")
+    return name if folder is None else [sha256_tree(folder, form) for form in MODEL_FILES]
 
 
 def _scorecard_settings(config: RunConfig, name: str | None) -> Any:
     others = other_seeds(config.train.coders, name or "")
     return config.scorecard.model_dump(), [_train_settings(config, o.name) for o in others]
+
+
+def _export_settings(config: RunConfig, name: str | None) -> Any:
+    """With what people wrote about the features: it is exported, and may be filtered by."""
+    from sae.features.filters import resolved
+    from sae.features.notes import Notes
+
+    folder, written = config.folder / "features" / str(name), None
+    if (folder / META).exists() and (folder / NOTES).exists():
+        weights = read_json_object(folder / META).get("coder_hash")
+        written = Notes(folder / NOTES, str(weights)).export_json()
+    return config.export.model_dump(), resolved(config.export.features), written
 
 
 STAGES: dict[str, Stage] = {
@@ -106,7 +128,7 @@ STAGES: dict[str, Stage] = {
             outputs=lambda c, _: [c.store],
             run=_runs("harvest"),
             per_coder=False,
-            anew=lambda c: shutil.rmtree(c.store, ignore_errors=True),
+            anew=lambda c: remove_tree(c.store),
         ),
         Stage(
             "train",
@@ -158,7 +180,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "export",
             reads=("index",),
-            settings=lambda c, _: c.export.model_dump(),
+            settings=_export_settings,
             outputs=lambda c, n: [c.folder / "export" / f"{n}.h5"],
             run=_runs("export"),
             seals=lambda c, n: (c.folder / "export", [f"{n}.h5"]),

@@ -1,6 +1,6 @@
 """The table that a run ends with, and `sae info`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ def print_summary(config: RunConfig) -> None:
         for coder in config.train.coders
         if (path := config.folder / "evaluation" / f"{coder.name}.json").exists()
     }
+    with reading(f"An evaluation in {config.folder}", "run `sae evaluate` again"):
+        _print_evaluations(config, found)
+    comparison = config.folder / "evaluation" / "compare" / "comparison.json"
+    if len(found) > 1 and comparison.exists():
+        with reading(comparison, "run `sae evaluate` again"):
+            _print_comparison(read_json(comparison))
+    for label, path in _products(config):
+        console.print(f"{label:<10} {path}")
+    console.print(f"next       [bold]sae browse {config.folder}[/]")
+
+
+def _print_evaluations(config: RunConfig, found: Mapping[str, dict[str, Any]]) -> None:
     few = len(found) <= FEW
     names = list(found) if few else sorted(found, key=lambda n: _l0(found[n]))
     shown = SHOWN if few else [column for column in SHOWN if column[1] in OF_MANY]
@@ -49,13 +61,6 @@ def print_summary(config: RunConfig) -> None:
             for control, metrics in found[name]["controls"].items():
                 table.add_row(f"    {control}", *_cells(metrics, shown), style="dim")
     console.print(table)
-    comparison = config.folder / "evaluation" / "compare" / "comparison.json"
-    if len(found) > 1 and comparison.exists():
-        with reading(comparison, "run `sae evaluate` again"):
-            _print_comparison(read_json(comparison))
-    for label, path in _products(config):
-        console.print(f"{label:<10} {path}")
-    console.print(f"next       [bold]sae browse {config.folder}[/]")
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:

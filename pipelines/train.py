@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import sae
+from pipelines.begin import Begin, nothing
 from pipelines.config import CoderConfig, RunConfig
 from pipelines.manifest import CODE, code_hash
 from pipelines.progress import console, listed, progress
@@ -36,7 +37,7 @@ from sae.training import (
 )
 
 
-def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+def run(config: RunConfig, names: Sequence[str], begin: Begin = nothing) -> dict[str, Any]:
     """Trains the named coders on one stream; each sees `train.tokens` tokens.
 
     SIGINT and SIGTERM end the step at work, save a checkpoint and raise `Interrupted`.
@@ -52,6 +53,7 @@ def run(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     coders = [coder.model_dump() for coder in wanted]
     code = code_hash(*CODE["train"])
     fingerprint = sha256_json([config.train.recipe, coders, store.attributes, code])
+    begin()
     with (
         progress(f"train {listed(names)}", steps * config.train.batch) as update,
         noted_signals() as stop,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sae.store import ActivationStore
 
 RESULTS = {"evaluation": "evaluate", "export": "export"}  # folders of plain files: their stage
+CONTROLS = "controls"  # fitted for evaluations, and kept
 TRAINING = ("checkpoint",)  # in a coder's folder while it trains; checked by itself
 
 
@@ -63,6 +64,7 @@ def _verify_run(path: Path) -> list[str]:
         for name, stage in RESULTS.items()
         if _names(path, manifest, stage) or (path / name / SUMS).exists()
     ]
+    results += [folder for folder in (path / CONTROLS,) if (folder / SUMS).exists()]
     for part, check in (
         *((store, _verify_store) for store in stores),
         *((coder, _verify_coder) for coder in coders),
@@ -172,7 +174,8 @@ def _verify_coder(path: Path) -> list[str]:
         config = read_json(path / "cfg.json")
     except UserError as error:
         return [str(error)]
-    ours = isinstance(config, dict) and "loupe" in (config.get("metadata") or {})
+    metadata = config.get("metadata") if isinstance(config, dict) else None
+    ours = isinstance(metadata, dict) and "loupe" in metadata
     if (ours or (path / SUMS).exists()) and (problems := problems_of(path, TRAINING)):
         return problems
     try:

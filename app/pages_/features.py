@@ -10,6 +10,7 @@ import streamlit as st
 from app import component, data, figures, pagekit, payload, scorecard, state
 from app.visible import markdown, pieces
 from sae.base.errors import UserError
+from sae.features.filters import terms_of
 from sae.features.scorecard import COLUMNS as SCORECARD
 
 PER_PAGE = 50
@@ -112,7 +113,7 @@ def add_preset() -> None:
     st.session_state["preset"] = None
     if term is None:
         return
-    terms = state.value("filter", "").split()
+    terms = terms_of(state.value("filter", ""))
     terms = [t for t in terms if t != term] if term in terms else [*terms, term]
     state.put(filter=" ".join(terms) or None, page=None)
 

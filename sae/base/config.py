@@ -19,7 +19,7 @@ MOST_VALUES = 200_000
 class Section(BaseModel):
     """A part of a configuration: unknown keys are errors, values never change once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 def load_config(
@@ -83,7 +83,11 @@ def _require_modest(node: yaml.Node) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """As YAML reads it, and also `1e6`, which YAML takes for a string."""
+    """As YAML reads it, and also `1e6`, which YAML takes for a string, and `@file`, which it takes
+    for nothing.
+    """
+    if text.startswith("@"):
+        return text
     try:
         value = _parsed(text) if text else None
     except Exception as error:  # as in a file
@@ -112,6 +116,8 @@ def set_path(values: Any, path: list[str], value: Any) -> None:
                 )
             index: Any = int(key)
         else:
+            if not isinstance(values, dict):
+                raise UserError(f"`{'.'.join(path)}` asks for a part of what has no parts.")
             index = key
             if not last and not isinstance(values.get(key), dict | list):
                 values[key] = {}

@@ -8,7 +8,10 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
+
+import numpy as np
 
 from sae.base.errors import UserError
 from sae.base.foreign import read_bytes
@@ -50,6 +53,28 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def write_array(path: Path | str, array: np.ndarray) -> Path:
+    """A `.npy` file, whole or absent."""
+    return atomic_write(path, lambda file: write_npy(file, array))
+
+
+def write_npy(file: BinaryIO, array: np.ndarray) -> None:
+    """As `np.save`, which writes to a real file by C's stdio, and then does not notice when the
+    disk is full at the end of it.
+    """
+    np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), array)
+
+
+def remove_tree(folder: Path | str) -> None:
+    """Removes a folder so that a kill leaves all of it, or nothing, under its name."""
+    folder = Path(folder)
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> Path:

@@ -13,8 +13,31 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = 2**31 - 1
 
 
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+"""Limit and use, of containers and of jobs of a cluster, in both forms of Linux."""
+
+
 def available_memory() -> int:
     """Bytes that a process can take without swapping (Linux), or all there are (elsewhere)."""
+    return min(_of_machine(), *map(_of_cgroup, CGROUPS))
+
+
+def _of_cgroup(files: tuple[str, str]) -> int:
+    """What the limit leaves; page cache, which is given back, is counted as in use."""
+    try:
+        limit, used = (int(Path(file).read_text()) for file in files)
+    except (OSError, ValueError):  # there is none, or it says `max`
+        return sys.maxsize
+    return max(0, limit - used)
+
+
+def _of_machine() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

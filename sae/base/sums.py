@@ -100,6 +100,11 @@ def problems_of(folder: Path | str, ignored: Iterable[str] = ()) -> list[str]:
     return problems + [f"{folder / name}: extra" for name in _others(folder, sums, ignored)]
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether the sums of the file's folder name it."""
+    return (path.parent / SUMS).exists() and path.name in read_sums(path.parent)
+
+
 def require_intact(folder: Path | str, names: Iterable[str]) -> None:
     """Raises `UserError` if a file that the folder's sums name is not what was written.
 

@@ -1,11 +1,14 @@
 """Files of tensors that may come from anybody. Imports torch; `sae.base.foreign` does not."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.base.foreign import reading, require_file, require_stored
@@ -18,6 +21,19 @@ def read_safetensors(path: Path | str) -> dict[str, Tensor]:
     with reading(path):
         require_file(path)
         return load_file(path)
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path | str) -> None:
+    """Straight from the tensors to the disk: as bytes they would be in memory once more.
+
+    Raises `OSError` as any other writing does; safetensors has errors of its own for a full disk.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        raise
 
 
 def read_state(path: Path | str, advice: str = "make it again, or take another") -> Any:

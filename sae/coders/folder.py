@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_json_object, sha256_file, write_json
 from sae.base.foreign import reading
 from sae.base.sums import SUMS, require_intact, seal
-from sae.base.tensors import read_safetensors
+from sae.base.tensors import read_safetensors, write_safetensors
 from sae.coders.contract import Coder
 from sae.coders.registry import ARCHITECTURES, make_coder
 
@@ -37,8 +37,7 @@ def save_coder(coder: Coder, folder: Path | str) -> Path:
     """
     folder = Path(folder)
     (folder / SUMS).unlink(missing_ok=True)
-    # straight from the tensors to the disk: as bytes they would be in memory once more
-    atomic_write(folder / WEIGHTS, lambda file: save_file(_weights(coder), file.name))
+    atomic_write(folder / WEIGHTS, lambda file: write_safetensors(_weights(coder), file.name))
     write_json(folder / CONFIG, _config(coder))
     seal(folder, [WEIGHTS, CONFIG])
     return folder

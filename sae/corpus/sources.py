@@ -141,13 +141,13 @@ def _hugging_face(spec: str) -> Corpus:
 
     def documents() -> Iterator[Document]:
         try:
-            stream = datasets.load_dataset(name, split=split, streaming=True)
+            stream = enumerate(datasets.load_dataset(name, split=split, streaming=True))
+            for number, record in stream:
+                yield _from_record(record, column, f"{name}#{number}")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"The dataset `{name}` (split `{split}`) could not be opened: {error}"
+                f"The dataset `{name}` (split `{split}`) could not be read: {error}"
             ) from None
-        for number, record in enumerate(stream):
-            yield _from_record(record, column, f"{name}#{number}")
 
     return Corpus(spec, documents, {"source": spec, "split": split, "column": column})
 

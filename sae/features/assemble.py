@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae import __version__
-from sae.base.files import atomic_write, sha256_file, write_json
+from sae.base.files import sha256_file, write_array, write_json
 from sae.base.sums import SUMS, write_sums
 from sae.features import layout
 from sae.features.labels import label_features
@@ -76,6 +76,7 @@ def assemble(
     documents: pd.DataFrame,
     meta: dict[str, Any],
     progress: Progress | None = None,
+    before_replacing: Callable[[], object] = lambda: None,
 ) -> Path:
     """Writes every file into `partial` and renames it to `folder`.
 
@@ -101,6 +102,7 @@ def assemble(
     vocabulary.write(partial / layout.VOCABULARY)
     _write_meta(partial, meta, len(table), tokens_ST.shape)
     say("done", 3, 3)
+    before_replacing()
     return _put_in_place(partial, folder)
 
 
@@ -186,7 +188,7 @@ def _old(folder: Path) -> Path:
 def _save_unless_there(path: Path, array: np.ndarray) -> None:
     """Not in place: what a kill leaves half written must not pass for whole."""
     if not path.exists():
-        atomic_write(path, lambda file: np.save(file, array))
+        write_array(path, array)
 
 
 def _savez(path: Path, **arrays: np.ndarray) -> None:

@@ -5,6 +5,7 @@ feature order. A killed build goes on from its last whole block and ends with th
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 
 from sae import coders
 from sae.base.errors import UserError
-from sae.base.files import read_json, require_free_space, sha256_json
+from sae.base.files import read_json, require_free_space, sha256_json, write_array
 from sae.coders import check_fit
 from sae.features import layout
 from sae.features.assemble import DecoderEffects, Progress, assemble, recover
@@ -45,6 +46,7 @@ def build_index(
     progress: Progress | None = None,
     name: str | None = None,
     coder_hash: str | None = None,
+    before_replacing: Callable[[], object] = lambda: None,
 ) -> Path:
     """Encodes a prefix of the store with `coder` and writes the index into `folder`.
 
@@ -57,6 +59,7 @@ def build_index(
         name: of the coder; default the folder's name.
         coder_hash: sha256 of the coder's weights file (`sae.coders.coder_hash`); default that
             of the file that Loupe itself writes for these weights.
+        before_replacing: called when the new index is whole, before it takes the old one's place.
 
     Raises:
         UserError: coder, store and model do not belong together, or too little disk.
@@ -77,7 +80,7 @@ def build_index(
     with Spill(partial, coder.d_sae, sha256_json(what)) as spill:
         encode(coder, store, site, selection, spill, lm.device, progress)
     sequences = [store.tokens(part.start, part.stop) for part in selection.parts]
-    np.save(partial / layout.TOKENS, np.concatenate(sequences))
+    write_array(partial / layout.TOKENS, np.concatenate(sequences))
     meta = {
         "coder": name or folder.name,
         "coder_hash": coder_hash,
@@ -97,6 +100,7 @@ def build_index(
         documents_of(store, selection),
         meta,
         progress,
+        before_replacing,
     )
 
 

@@ -58,12 +58,30 @@ def select(index: "FeatureIndex", expression: str | None, *, files: bool = True)
     return np.flatnonzero(hit_F)
 
 
+def resolved(expression: str | None, depth: int = 0) -> str:
+    """The expression with what its saved filters say in their place.
+
+    Raises:
+        UserError: a saved filter that is not there, or is none.
+    """
+    terms = terms_of(expression or "")
+    return " ".join(
+        resolved(_saved(term[1:].strip('"'), depth), depth + 1) if term.startswith("@") else term
+        for term in terms
+    )
+
+
+def terms_of(expression: str) -> list[str]:
+    """The terms of an expression; spaces within quotation marks part nothing."""
+    return _TERM.findall(expression)
+
+
 def _narrow(
     hit_F: np.ndarray, index: "FeatureIndex", view: pd.DataFrame, expression: str, depth: int
 ) -> None:
     if expression.count('"') % 2:
         raise UserError(f"The filter `{expression}` has an open quotation mark; close it.")
-    for term in _TERM.findall(expression):
+    for term in terms_of(expression):
         if term.startswith("@"):
             _narrow(hit_F, index, view, _saved(term[1:].strip('"'), depth), depth + 1)
         else:

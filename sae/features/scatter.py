@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sae.base.files import write_array
 from sae.features.layout import ACTS, INDPTR, ROWS, rows_dtype
 
 BLOCK = 8_000_000
@@ -30,7 +31,7 @@ def scatter(
     every feature. A second run overwrites with the same bytes.
     """
     indptr = np.concatenate([[0], np.cumsum(counts_F, dtype=np.int64)])
-    np.save(folder / INDPTR, indptr)
+    write_array(folder / INDPTR, indptr)
     total = int(indptr[-1])
     rows = _create(folder / ROWS, rows_dtype(len(row_indptr) - 1), total)
     acts = _create(folder / ACTS, np.dtype(np.float16), total)
@@ -61,7 +62,7 @@ def _rows_of(row_indptr: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def _create(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
     if size == 0:  # an empty file cannot be mapped
-        np.save(path, np.empty(0, dtype))
+        write_array(path, np.empty(0, dtype))
         return np.empty(0, dtype)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
     _allocate(path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sae.base.errors import UserError
-from sae.base.files import read_json_object, write_json
+from sae.base.files import read_json_object, write_array, write_json
 from sae.base.foreign import require_file
 from sae.features.assemble import RowCodes
 from sae.features.layout import ROW_FEATURES, features_dtype
@@ -26,7 +26,7 @@ class GrowingArray:
     def __init__(self, path: Path, dtype: np.dtype, length: int):
         self.path, self.dtype, self.length = path, np.dtype(dtype), length
         if not path.exists():
-            np.save(path, np.empty(0, dtype))
+            write_array(path, np.empty(0, dtype))
         self.file = path.open("r+b")
         self._write_header(0)
         self.offset = self.file.tell()

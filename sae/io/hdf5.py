@@ -21,6 +21,7 @@ from sae.features.filters import select
 from sae.features.index import FeatureIndex
 from sae.features.layout import TOP_TOKENS
 from sae.features.windows import Example
+from sae.io.hdf5_file import new_file
 
 SCHEMA = 1
 EXAMPLES, CONTEXT = 20, 10
@@ -66,14 +67,12 @@ def export_dictionary(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
+        with new_file(partial) as file:
             _write_attributes(file, index, config, features)
             _write_weights(file, weights, ids)
             _write_table(file.create_group("features"), index.view().iloc[ids])
             _write_examples(file.create_group("examples"), index, ids, examples, context, progress)
             _create(file, "vocabulary", [_storable(name) for name in index.vocabulary.names], _TEXT)
-        with partial.open("r+b") as written:
-            os.fsync(written.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -59,9 +59,10 @@ def _loaded(name: str, folder: Path | None) -> tuple[GPT2LMHeadModel, PreTrained
         raise UserError(f"The model `{name}` is a `{config.model_type}`; Loupe reads GPT-2 models.")
     if weights is not None:
         _require_parameters(config, weights)
-    model = GPT2LMHeadModel.from_pretrained(
-        path, config=config, dtype=torch.float32, weights_only=True
+    model, found = GPT2LMHeadModel.from_pretrained(
+        path, config=config, dtype=torch.float32, weights_only=True, output_loading_info=True
     )
+    _require_all_weights(found)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     _require_tokenizer(tokenizer, config.vocab_size)
     return model, tokenizer
@@ -80,12 +81,25 @@ def _require_parameters(config: Any, there: int) -> None:
         raise ValueError(f"config.json promises {promised:,} parameters in {there:,} bytes")
 
 
+def _require_all_weights(found: dict[str, Any]) -> None:
+    """Raises `ValueError` if a tensor was not there: it would be random, anew at each loading."""
+    for what in ("missing_keys", "mismatched_keys"):
+        if lacking := sorted(map(str, found[what])):
+            raise ValueError(
+                f"its weights lack `{lacking[0]}`, or have it in another shape "
+                f"({len(lacking)} such tensors)"
+            )
+
+
 def _require_tokenizer(tokenizer: Any, vocabulary: int) -> None:
     """Raises `ValueError` unless text becomes token ids that the model has an embedding of."""
     tokenizer_hash(tokenizer)
-    ids = tokenizer.encode("A text, of 12 words.", add_special_tokens=False)
-    known = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    if not all(0 <= i < vocabulary for i in [*ids, *(i for i in known if i is not None)]):
+    known = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
+    if lacking := [name for name, token in known.items() if token is None]:
+        raise ValueError(
+            f"its tokenizer has no {lacking[0]} token, with which sequences and documents begin"
+        )
+    if not all(0 <= i < vocabulary for i in [*tokenizer.get_vocab().values(), *known.values()]):
         raise ValueError(f"its tokenizer gives tokens beyond the model's {vocabulary}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, require_free_space, sha256_file
+from sae.base.files import atomic_write, remove_tree, require_free_space, sha256_file
 from sae.base.foreign import read_npz, reading, require_plain_files
 from sae.base.locks import Lock
 from sae.base.sums import SUMS, write_sums
@@ -160,8 +160,9 @@ class StoreWriter:
         return True
 
     def _create(self, tokens: np.ndarray) -> zarr.Group:
-        require_free_space(self.path, self.spec.bytes, "The activation store")
-        shutil.rmtree(self.path, ignore_errors=True)
+        freed = sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+        require_free_space(self.path, self.spec.bytes - freed, "The activation store")
+        remove_tree(self.path)
         attributes = {**self.spec.attributes(), "complete": False, "sealed": True}
         group = zarr.create_group(self.path, attributes=attributes)
         create_arrays(group, self.spec, tokens)

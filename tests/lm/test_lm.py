@@ -1,6 +1,12 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae.base.errors import UserError
 from sae.lm import LanguageModel, load_lm, parse_site
@@ -87,3 +93,29 @@ def test_a_hub_id_that_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="could not be loaded"):
         load_lm("no-such-owner/no-such-model")
+
+
+def test_a_model_that_is_not_all_there_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """Transformers would fill what is missing with random numbers, others at each loading."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    [file] = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if "mlp.c_fc.weight" in name)
+    save_file({k: v for k, v in tensors.items() if k != name}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=re.escape(name.removeprefix("transformer."))):
+        load_lm(str(folder), "cpu")
+    save_file({**tensors, name: tensors[name][:, :-1].contiguous()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_lm(str(folder), "cpu")
+
+
+def test_a_tokenizer_without_bos_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).exists():
+            said = json.loads((folder / file).read_text())
+            (folder / file).write_text(
+                json.dumps({k: v for k, v in said.items() if "bos" not in k})
+            )
+    with pytest.raises(UserError, match="no BOS token"):
+        load_lm(str(folder), "cpu")

@@ -1,5 +1,6 @@
 """Damage of every kind to every kind of file is found by `sae verify`, and refused by readers."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.manifest import Manifest
+from pipelines import runner
+from pipelines.config import RunConfig
+from pipelines.manifest import Made, Manifest
+from pipelines.verify import verify
+from sae.base.config import load_config
 from sae.base.sums import read_sums
+from sae.features import FeatureIndex
 from tests.damage import Damage, kinds_of_files
 from tests.disk import full_disk
 from tests.pipelines.command import sae
@@ -109,7 +115,7 @@ def test_two_runs_in_one_folder_do_not_meet(copy: Path) -> None:
 
 def test_the_manifest_takes_up_what_others_recorded(copy: Path) -> None:
     mine, theirs = Manifest.open(copy), Manifest.open(copy)
-    theirs.record("other", "f", [], 0.0, {})
+    theirs.record({"other": Made("f", [], 0.0, {})})
     mine.forget(["train/topk"])
     assert "other" in Manifest.open(copy).items
     assert "train/topk" not in Manifest.open(copy).items
@@ -132,3 +138,103 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tiny_config: list[str], t
     (tmp_path / "locked").mkdir(mode=0o500)
     said = sae("run", *tiny_config, f"folder={tmp_path}/locked/run", code=2)
     assert "give a path that can be read and written" in said
+
+
+def test_refused_settings_lose_nothing(copy: Path) -> None:
+    """What a stage refuses, before it has changed anything, leaves the record of what is there."""
+    for stage, wrong in (
+        ("train", "train.coders.0.k=99999"),
+        ("train", "train.batch=1000000"),
+        ("evaluate", "evaluate.controls=[pac]"),
+        ("harvest", "corpus.context=4096"),
+    ):
+        sae("run", str(copy), "--only", stage, "--from", stage, wrong, code=2)
+        assert "up to date" in sae("run", str(copy), "--dry-run")
+    assert "sound" in sae("verify", str(copy))
+
+
+def test_what_was_made_of_other_weights_is_stale_once_they_are_there(copy: Path) -> None:
+    """An index of the coder that there is, asked for with the settings of another one."""
+    sae("index", str(copy), "train.seed=9", "index.tokens=3000")
+    settings = ["train.seed=9", "index.tokens=3000"]
+    assert "would do index" in sae("run", str(copy), "--dry-run", *settings)
+    sae("train", str(copy), *settings)
+    assert "would do index" in sae("run", str(copy), "--dry-run", *settings)
+
+
+def test_what_another_process_has_done_meanwhile_is_not_done_again(copy: Path) -> None:
+    config = load_config(RunConfig, copy / "run.yaml", ["train.seed=9"])
+    todo = runner.plan(config, Manifest.open(copy), only="train")
+    runner.run_stages(config, todo)
+    made = (copy / "coders/topk/sae_weights.safetensors").stat().st_mtime_ns
+    runner.run_stages(config, todo)  # the plan of a process that waited for the first one
+    assert (copy / "coders/topk/sae_weights.safetensors").stat().st_mtime_ns == made
+
+
+def test_coders_trained_together_are_recorded_together(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the seals of two coders leaves both to be recorded, from their checkpoint."""
+    both = "train.coders=[{name: topk, k: 4, width: 64}, {name: other, k: 4, width: 64}]"
+    sealed = iter([runner.seal])
+
+    def killed_at_the_second(*given) -> None:
+        next(sealed)(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "seal", killed_at_the_second)
+        with pytest.raises(BaseException, match=r"^$"):  # StopIteration
+            sae("train", str(copy), both)
+    assert not {"train/topk", "train/other"} & set(Manifest.open(copy).items)
+    steps = iter(range(10))
+    monkeypatch.setattr("sae.training.run.step_all", lambda *_: next(steps) and 1 / 0)
+    sae("train", str(copy), both)  # not a step is done again
+    assert {"train/topk", "train/other"} <= set(Manifest.open(copy).items)
+
+
+@pytest.mark.parametrize("name", ["try #2", "2024", "a: b", "k=32", "null"])
+def test_a_folder_may_have_any_name(copy: Path, name: str) -> None:
+    other = copy.parent / name
+    copy.rename(other)
+    assert f"{other} is up to date." in sae("run", str(other), "--dry-run").replace("\n", "")
+
+
+def test_notes_are_a_part_of_what_is_exported(copy: Path) -> None:
+    FeatureIndex.open(copy / "features/topk").notes.set_label(3, "a label")
+    assert "would do export" in sae("run", str(copy), "--dry-run")
+    sae("export", str(copy))
+    assert "up to date" in sae("run", str(copy), "--dry-run")
+    saved = copy / "filter.json"
+    saved.write_text('{"filter": "0-9"}')
+    sae("export", str(copy), f"export.features=@{saved}")
+    assert "up to date" in sae("run", str(copy), "--dry-run")
+    saved.write_text('{"filter": "0-19"}')
+    assert "would do export" in sae("run", str(copy), "--dry-run")
+
+
+def test_a_device_makes_nothing_stale(copy: Path) -> None:
+    assert "up to date" in sae("run", str(copy), "--dry-run", "model.device=cuda:1")
+
+
+def test_other_text_of_the_same_size_is_noticed(copy: Path) -> None:
+    config = load_config(RunConfig, copy / "run.yaml")
+    texts = copy.parent / "texts"
+    shutil.copytree(config.corpus.source, texts)
+    sae("harvest", str(copy), f"corpus.source={texts}")
+    assert "would do" not in sae("run", str(copy), "--only", "harvest", "--dry-run")
+    file = next(texts.iterdir())
+    file.write_text(file.read_text().swapcase())
+    assert "would do harvest" in sae("run", str(copy), "--only", "harvest", "--dry-run")
+
+
+def test_a_damaged_control_is_found(copy: Path) -> None:
+    """Fitted controls are kept between evaluations."""
+    with Damage(next((copy / "controls").glob("*.safetensors")), "flip", 0.9) as damage:
+        assert [problem for problem in verify(copy) if "controls" in problem], damage
+        assert "sound" not in sae("verify", str(copy), code=1)
+
+
+def test_metadata_of_another_form_is_a_sentence(copy: Path) -> None:
+    file = copy / "coders/topk/cfg.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "metadata": 5}))
+    assert verify(copy / "coders/topk")

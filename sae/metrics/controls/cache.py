@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.files import atomic_write, sha256_json
+from sae.base.sums import is_sealed, require_intact, seal
 from sae.base.tensors import read_safetensors
 from sae.coders import Coder, load_coder, save_coder
 from sae.coders.folder import CONFIG
@@ -29,11 +30,13 @@ class Cache:
     ) -> Mapping[str, Tensor]:
         """What `make` returned for this key, now or earlier."""
         path = self._path(name, key, ".safetensors")
-        if path is not None and path.exists():
+        if path is not None and path.exists() and is_sealed(path):
+            require_intact(path.parent, [path.name])
             return read_safetensors(path)
         made = {tensor: value.detach().cpu().contiguous() for tensor, value in make().items()}
         if path is not None:
             atomic_write(path, lambda file: file.write(save(made)))
+            seal(path.parent, [path.name])
         return made
 
     def coder(self, name: str, key: Any, make: Callable[[], Coder]) -> Coder:
