@@ -21,6 +21,7 @@ from sae.features import FeatureIndex
 from sae.features.layout import SCORECARD
 from sae.features.scorecard import COLUMNS, write_scorecard
 from tests.app.pages import BROWSER, PAGES, ROOT, check, open_page, said, view
+from tests.damage import Damage
 
 
 @pytest.fixture
@@ -412,3 +413,13 @@ def test_what_a_language_model_said_is_shown_as_text(run: Path) -> None:
     assert "another's" not in said(open_page("feature", feature="0"))
     file.write_text("{")
     assert "another's" not in said(open_page("feature", feature="0"))
+
+
+@pytest.mark.parametrize(
+    ("file", "page"), [("rows.npy", "feature"), ("features.parquet", "features")]
+)
+def test_a_damaged_file_is_a_sentence_on_the_page(run: Path, file: str, page: str) -> None:
+    with Damage(run / "features" / "hostile" / file, "cut", 0.5):
+        shown = said(open_page(page, feature="0"))
+    assert file in shown
+    assert "damaged" in shown or "not what" in shown, shown
