@@ -420,6 +420,5 @@ def test_what_a_language_model_said_is_shown_as_text(run: Path) -> None:
 )
 def test_a_damaged_file_is_a_sentence_on_the_page(run: Path, file: str, page: str) -> None:
     with Damage(run / "features" / "hostile" / file, "cut", 0.5):
-        shown = said(open_page(page, feature="0"))
-    assert file in shown
-    assert "damaged" in shown or "not what" in shown, shown
+        shown = said(open_page(page, feature="0")).replace("\\", "")  # which keep it text
+    assert f"{file} is damaged" in shown, shown
