@@ -106,13 +106,13 @@ def _say(
         f"{escape(explainer.endpoint.model)}), with text of the corpus"
     )
     console.print(
-        f"at most    {estimate.prompt_tokens:,} prompt tokens (estimated), "
-        f"{estimate.completion_tokens:,} completion tokens; retries apart"
+        f"about      {estimate.prompt_tokens:,} prompt tokens (more where text is not English), at "
+        f"most {estimate.completion_tokens:,} completion tokens; retries apart"
     )
     if price_in is not None or price_out is not None:
         cost = estimate.cost(price_in or 0.0, price_out or 0.0)
         console.print(
-            f"costs      at most {cost:,.2f}, at {price_in or 0:g} and {price_out or 0:g}"
+            f"costs      about {cost:,.2f} at most, at {price_in or 0:g} and {price_out or 0:g}"
         )
 
 

@@ -31,12 +31,13 @@ def main() -> None:
 
 INTRODUCTION = """# Gallery
 
-Features of two coders of pocket-gpt2, as `make gallery` found them; no one chose or named them
+Features of coders of pocket-gpt2, as `make gallery` found them; no one chose or named them
 by hand. Four sorts of labels take turns (a class of tokens, tokens in a context, a list of tokens,
 a context); within each come the best labels first, of features that do not resemble each other.
 The label is a rule induced on training text; its score is the F1 of that rule on held-out
 text, on balanced samples and for strong firings (see [formats](formats.md)): a baseline, not a
-judgement. In the examples, **bold** is where the feature fires, with its activation.
+judgement, and, since features are chosen by it, higher than it would be on other text. In the
+examples, **bold** is where the feature fires, with its activation.
 """
 
 
@@ -46,7 +47,7 @@ def section(index: FeatureIndex) -> str:
         f"## `{meta['coder']}` at `{meta['site']}`, text: {_source(meta)}\n",
         f"{meta['d_sae']:,} latents, {meta['tokens']:,} tokens indexed.\n",
     ]
-    table = index.view()
+    table = index.table.assign(star=False)  # as people's notes have left it alone
     for feature in interesting(index, table, FEATURES):
         row = table.loc[feature]
         score = "-" if row["label_score"] != row["label_score"] else f"{row['label_score']:.2f}"

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from pipelines.grok_card import export
-from sae.base.files import atomic_write, write_json
+from sae.base.errors import UserError
+from sae.base.files import atomic_write, read_json_object, write_json
 from sae.base.tensors import read_state
 from sae.lm.modular_addition import ModularAddition, answers, pair_losses, split_pairs
 
@@ -58,6 +59,7 @@ def train(recipe: Recipe, net: ModularAddition) -> int:
     """Trains to `recipe.epochs`, from the last checkpoint if there is one; returns the epoch."""
     work = Path(recipe.work)
     work.mkdir(parents=True, exist_ok=True)
+    _require_same(recipe, work / "recipe.json")
     write_json(work / "recipe.json", asdict(recipe))
     seen, unseen = split_pairs(recipe.p, recipe.share, recipe.seed)
     pairs_B2 = net.grid[seen]
@@ -83,6 +85,19 @@ def train(recipe: Recipe, net: ModularAddition) -> int:
                 print(json.dumps(record), flush=True)
                 save_checkpoint(work, net, optimizer, epoch)
     return epoch
+
+
+def _require_same(recipe: Recipe, path: Path) -> None:
+    """Raises `UserError` where a checkpoint of another recipe would be gone on with."""
+    if not (path.parent / "checkpoint.pt").exists() or not path.exists():
+        return
+    before, now = read_json_object(path), asdict(recipe)
+    free = {"epochs", "threads", "work", "checkpoint_every"}
+    if differ := sorted(k for k in now.keys() - free if before.get(k) != now[k]):
+        raise UserError(
+            f"{path.parent} holds a training of another recipe (its {', '.join(differ)} differ); "
+            "give another --work, or remove it."
+        )
 
 
 def scores(net: ModularAddition, pairs_B2: torch.Tensor) -> dict[str, float]:

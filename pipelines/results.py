@@ -13,7 +13,7 @@ from sae.base.files import read_json
 from sae.base.sums import require_intact, unseal
 
 OF_ALL = ("report.html", "compare/*")  # what is made of the evaluations of all coders
-MECHANISMS = ("induction", "concepts", "probes", "labels")
+MECHANISMS = ("induction", "concepts", "probes", "labels", "explanations")
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -49,8 +49,10 @@ def withdraw_others(config: RunConfig, name: str, weights: str) -> None:
 def weights_of(path: Path) -> str | None:
     """Hash of the weights that a result is of; None where the file does not say."""
     try:
-        return read_json(path)["provenance"]["coder"]["hash"]
-    except (UserError, KeyError, TypeError):  # damaged, or of another form
+        said = read_json(path)
+        of_explanations = said.get("settings", {}).get("coder_hash")
+        return of_explanations or said["provenance"]["coder"]["hash"]
+    except (UserError, KeyError, TypeError, AttributeError):  # damaged, or of another form
         return None
 
 

@@ -54,7 +54,7 @@ class Estimate:
     completion_tokens: int
 
     def cost(self, price_in: float, price_out: float) -> float:
-        """At most, for prices of a million tokens."""
+        """For prices of a million tokens, if every answer is as long as it may be."""
         return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
 
 

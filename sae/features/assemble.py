@@ -165,8 +165,13 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
 
 
 def _sync(partial: Path) -> None:
-    """Returns when all of the folder is on the disk: its new name must not come there first."""
-    for path in (*partial.iterdir(), partial):
+    """Returns when all of the folder is on the disk: its new name must not come there first.
+
+    But for notes that are in use, which SQLite brings there: where a process opens and closes such
+    a file, it loses the locks that it holds on it (POSIX), and somebody's note with them.
+    """
+    own = (path for path in partial.iterdir() if not path.name.startswith(layout.NOTES))
+    for path in (*own, partial):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -218,7 +218,8 @@ def silent_rows(
     tokens; rows with tokens of the positives' classes, without which "capitalised words" would do
     for a feature of one such word; rows of the `rivals` (ascending, of each); and, half as many,
     rows after the tokens that stand before the positives. A draw in which the feature fires is
-    dropped, not replaced, so that hard negatives are as frequent as the corpus has them.
+    dropped, not replaced, so that hard negatives are as frequent as the corpus has them; a row
+    that is drawn twice is one row.
 
     Args:
         fired: ascending rows of the split at which the feature fires at all.
@@ -236,7 +237,7 @@ def silent_rows(
             by_token.draw_of(rivals, len(positive), rng),
         ]
     )
-    draws = draws[(draws % text.context > 0) & (draws < by_token.last)]
+    draws = np.unique(draws[(draws % text.context > 0) & (draws < by_token.last)])
     at = np.minimum(np.searchsorted(fired, draws), len(fired) - 1)
     return draws[fired[at] != draws]
 

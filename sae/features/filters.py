@@ -168,4 +168,5 @@ def _comparison(view: pd.DataFrame, name: str, symbol: str, number: str) -> np.n
         raise UserError(
             f"`{name}{symbol}{number}` compares with `{number}`, which is not a number."
         ) from None
-    return _OPERATORS[symbol](view[name].to_numpy(np.float64), value)
+    known_F = view[name].to_numpy(np.float64)
+    return _OPERATORS[symbol](known_F, value) & ~np.isnan(known_F)  # NaN differs from every number

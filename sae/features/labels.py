@@ -121,6 +121,21 @@ class Labeller:
         bounds = (splits["heldout"][0], splits["heldout"][1])
         self.whole = HeldoutText(self.text, bounds, self.facts) if self.heldout else None
 
+    def _known(
+        self, rows_N: np.ndarray, acts_N: np.ndarray, largest: float, density: float
+    ) -> tuple[float, float]:
+        """Largest activation and density on train text: held-out text has no part in a label.
+
+        Those of all text where the feature never fires in train text, and so gets no rule.
+        """
+        if self.train is None:
+            return largest, density
+        inside = (rows_N >= self.train.first) & (rows_N < self.train.last)
+        if not inside.any():
+            return largest, density
+        rows = self.train.last - self.train.first
+        return float(acts_N[inside].max()), float(inside.sum() / rows)
+
     def label(
         self,
         seed: int,
@@ -136,6 +151,7 @@ class Labeller:
         `rivals`: rows at which each of its neighbours fires strongly.
         """
         rng = np.random.default_rng(seed)
+        largest, density = self._known(rows_N, acts_N, largest, density)
         draw = (rows_N, acts_N, FIRES_SHARE * largest, POSITIVES)
         train = self.train and draw_sample(self.text, self.train, *draw, STRONGEST, rng, rivals)
         heldout = self.heldout and draw_sample(self.text, self.heldout, *draw, 0, rng, rivals)

@@ -62,7 +62,8 @@ def build_scorecard(
     say("other seeds", 1, 1)
     firings = draw_firings(index, tokens, special_tokens(lm, index.meta["bos_id"]), seed)
     kl_N, lost_N = ablate(index, coder, lm, firings, say)
-    found |= _means(firings.features_N, kl_N, lost_N, index.width)
+    documents_N = index.documents_of(firings.rows_N)
+    found |= _means(firings.features_N, documents_N, kl_N, lost_N, index.width)
     about = {
         "tokens": tokens,
         "seed": seed,
@@ -132,19 +133,31 @@ def _seeds(coder: "Coder", others: Sequence["Coder"]) -> dict[str, object]:
 
 
 def _means(
-    features_N: np.ndarray, kl_N: np.ndarray, lost_N: np.ndarray, width: int
+    features_N: np.ndarray,
+    documents_N: np.ndarray,
+    kl_N: np.ndarray,
+    lost_N: np.ndarray,
+    width: int,
 ) -> dict[str, object]:
-    """Mean of each feature, NaN without firings; its standard error, NaN with fewer than two."""
+    """Mean of each feature, NaN without firings, and its standard error.
+
+    Firings of one document are not independent: the error is that of a mean over documents of
+    unequal size, sqrt(m / (m − 1) Σ_documents (Σ (x − mean))²) / n, NaN with fewer than m = 2.
+    """
     count_F = np.bincount(features_N, minlength=width)
+    pairs, pair_N = np.unique(np.stack([features_N, documents_N]), axis=1, return_inverse=True)
+    feature_P = pairs[0]
+    clusters_F = np.bincount(feature_P, minlength=width)
     found: dict[str, object] = {}
     for name, values_N in (("ablation_kl", kl_N), ("ablation_delta_ce", lost_N)):
         total_F = np.bincount(features_N, values_N, width)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean_F = total_F / count_F
-            off_F = np.bincount(features_N, (values_N - mean_F[features_N]) ** 2, width)
-            error_F = np.sqrt(off_F / (count_F - 1) / count_F)
+            off_P = np.bincount(pair_N.reshape(-1), values_N - mean_F[features_N])
+            off_F = np.bincount(feature_P, off_P**2, width)
+            error_F = np.sqrt(off_F * clusters_F / (clusters_F - 1)) / count_F
         found[name] = mean_F
-        found[f"{name}_error"] = np.where(count_F > 1, error_F, np.nan)
+        found[f"{name}_error"] = np.where(clusters_F > 1, error_F, np.nan)
     return found | {"ablation_tokens": count_F}
 
 

@@ -13,6 +13,7 @@ from sae.metrics.sums import Sums
 
 RESAMPLES = 1000
 LEVEL = 0.95
+LEAST_DEFINED = 0.95  # of the resamples; with fewer, an interval would be of something else
 RESAMPLES_AT_A_TIME = 125  # bounds the (R, F) tables of the sparsity metrics
 
 Entry = dict[str, float | int | None]  # value, low, high, tokens
@@ -34,7 +35,8 @@ def entries(
 
     `table["count"]` says which units hold tokens at all; the others are no part of the sample.
     With fewer than two units there is no interval: low and high are None. A value that does
-    not exist (a ratio with an empty denominator) is None too; JSON never holds NaN.
+    not exist (a ratio with an empty denominator) is None too; JSON never holds NaN. An end of an
+    interval that is infinite is None, and both are where too many resamples have no value.
     """
     metrics = list(metrics)
     used = table["count"] > 0
@@ -60,11 +62,21 @@ def _entry(metric: Metric, value: float, resampled: list[np.ndarray], tokens: in
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None, "tokens": tokens}
     found = np.concatenate(resampled) if resampled else np.empty(0)
-    found = found[np.isfinite(found)]
-    if not len(found):
+    defined = found[~np.isnan(found)]
+    if len(defined) < LEAST_DEFINED * len(found) or not len(found):
         return {"value": value, "low": None, "high": None, "tokens": tokens}
     if metric.recentred:
-        found = np.clip(found - found.mean() + value, 0, 1)
+        defined = np.clip(defined - defined.mean() + value, 0, 1)
+    low, high = map(_finite, _quantiles(defined))
+    return {"value": value, "low": low, "high": high, "tokens": tokens}
+
+
+def _quantiles(found: np.ndarray) -> np.ndarray:
+    """Both ends of the interval; between a finite resample and an infinite one lies nothing."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return {"value": value, "low": float(low), "high": float(high), "tokens": tokens}
+    exact = bool(np.isinf(found).any())
+    return np.quantile(found, [tail, 1 - tail], method="inverted_cdf" if exact else "linear")
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

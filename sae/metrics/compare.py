@@ -40,7 +40,7 @@ def _scored_on(evaluation: Evaluation) -> tuple[Any, ...]:
     p = evaluation["provenance"]
     corpus = p["store"].get("corpus", {}).get("hash")
     sites = p["coder"]["site"], p["coder"]["target_site"]
-    return *sites, p["model"]["hash"], corpus, p["store"]["split"], p["tokens"]
+    return *sites, p["model"]["hash"], corpus, p["store"]["split"], p["tokens"], p["loss_tokens"]
 
 
 def _group(evaluations: Mapping[str, Evaluation], curves: Mapping[str, Curve]) -> dict[str, Any]:

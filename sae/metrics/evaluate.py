@@ -52,6 +52,7 @@ THINNED = 16  # tokens that are read for each one of the error budget
 KEYS = (
     "metrics",
     "controls",
+    "coder_beside_controls",
     "ladder",
     "error_budget",
     "error_budget_details",
@@ -190,6 +191,7 @@ def _numbers(
     if RANDOM_MODEL in chosen:
         apart = score_random_model(coder, job.lm, train, held.shared, l0, seed, job.tell)
         controls[RANDOM_MODEL] = apart_numbers(apart, RANDOM_MODEL, seed)
+    own = shared.own(seed) if controls else {}
     firings = whole.firings[CODER]
     pursued = _error_budget(job, firings)
     shape, angles = geometry.geometry_sums(
@@ -198,7 +200,8 @@ def _numbers(
     return {
         "metrics": coder_metrics(whole, losses, shape, seed) | shared.error(seed),
         "controls": controls,
-        "ladder": ladder(shared.own(seed), controls, paired),
+        "coder_beside_controls": own,
+        "ladder": ladder(own, controls, paired),
         "error_budget": pursued.pop("parts"),
         "error_budget_details": pursued,
         "breakdown": breakdown(losses.arrays(), by_sequence.arrays(), heard.whole.over, seed),

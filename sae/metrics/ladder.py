@@ -1,6 +1,7 @@
 """How the coder stands to its controls: the best of them on each number, and who wins."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,29 +12,7 @@ from sae.metrics.registry import REGISTRY, Group, Metric, metrics_of
 from sae.metrics.sums import Sums
 
 Scores = Mapping[str, Entry]
-COMPARED = (
-    "ev",
-    "fvu",
-    "nmse",
-    "cosine",
-    "delta_ce",
-    "kl",
-    "ce_recovered_mean",
-    "ce_recovered_zero",
-)
-TERMS = (
-    "count",
-    "c2",
-    "centred",
-    "e2",
-    "nmse",
-    "cos",
-    "ce",
-    "ce_clean",
-    "ce_mean",
-    "ce_zero",
-    "kl",
-)
+UNCOMPARED = ("ce_clean", "ce_spliced")  # the model's own loss; what `delta_ce` compares
 OWN = "own "  # before the coder's terms, in a table of both
 APART = (RANDOM_MODEL,)  # scored on other activations: compared, but no number to subtract
 
@@ -46,17 +25,21 @@ def lifts(
     `own` and `other` are sums (U, ...) per unit on the same tokens; both metrics of a pair are
     computed on the same resamples. Above 0 the coder is better, whichever way the metric counts.
     """
-    both = {term: other[term] for term in TERMS if term in other}
-    both |= {f"{OWN}{term}": own[term] for term in TERMS if term in own}
-    metrics = [_lift(metric) for metric in metrics_of(group) if metric.name in COMPARED]
-    return entries(both, metrics, seed)
+    both = {**other, **{f"{OWN}{term}": sums for term, sums in own.items()}}
+    return entries(both, [_lift(metric) for metric in compared(group)], seed)
+
+
+def compared(*groups: Group) -> list[Metric]:
+    """Metrics of which one can say that a coder or a control is better."""
+    every = metrics_of(*(groups or ("reconstruction", "fidelity")))
+    return [m for m in every if m.better != "neither" and m.name not in UNCOMPARED]
 
 
 def _lift(metric: Metric) -> Metric:
     def lift(both: Sums) -> np.ndarray:
         return _sign(metric.name) * (metric.compute(both.under(OWN)) - metric.compute(both))
 
-    return Metric(metric.name, "comparison", "", "", metric.unit, "higher", lift)
+    return replace(metric, group="comparison", better="higher", compute=lift)
 
 
 def _sign(name: str) -> int:
@@ -80,7 +63,7 @@ def ladder(
     `own` are the coder's numbers on the controls' tokens, `paired[control]` its `lifts`.
     """
     found = {}
-    for name in COMPARED:
+    for name in (metric.name for metric in compared()):
         value = own.get(name, {}).get("value")
         others = {
             control: float(scores[name]["value"] or 0.0)

@@ -38,8 +38,8 @@ class Shared:
     def own(self, seed: int) -> dict[str, Entry]:
         """The coder's own numbers on these tokens."""
         table, heard = self.activations.table(CODER), self.losses[CODER].arrays()
-        return entries(table, metrics_of("reconstruction", "codes"), seed, resamples=1) | entries(
-            heard, metrics_of("fidelity"), seed, resamples=1
+        return entries(table, metrics_of("reconstruction", "codes"), seed) | entries(
+            heard, metrics_of("fidelity"), seed
         )
 
     def control(self, name: str, seed: int) -> dict[str, Entry]:

@@ -181,7 +181,8 @@ def ev_legacy(s: Sums) -> np.ndarray:
 def nmse(s: Sums) -> np.ndarray:
     """E[‖x − x̂‖² / ‖x‖²].
 
-    Normalised MSE per token (OpenAI's): the mean of x counts as signal, so it is lower than FVU.
+    Normalised MSE per token (OpenAI's): the mean of x counts as signal, so it is mostly
+    lower than FVU; tokens of small norm can turn that round.
     """
     return s["nmse"] / s["count"]
 

@@ -206,6 +206,7 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "evaluation": evaluation,
         "figures": figures,
         "lost": {control: _lost(evaluation, control) for control in controls},
+        "won": sorted({n for n, rung in evaluation["ladder"].items() if rung["won_by"]}),
         "by_value": {c for rung in evaluation["ladder"].values() for c in rung["by_value"]},
         "parts": PARTS,
         "breakdowns": BREAKDOWNS,
@@ -213,10 +214,12 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _ladder(name: str, evaluation: Evaluation, metric: str, label: str) -> str | None:
-    """The coder first, then its controls from best to worst; ΔCE with the ablations as well."""
+    """The coder first, then its controls from best to worst, on the same tokens; ΔCE with the
+    ablations as well.
+    """
     from sae.metrics import plots
 
-    metrics = evaluation["metrics"]
+    metrics = evaluation["coder_beside_controls"] or evaluation["metrics"]
     controls = evaluation["controls"].items()
     others = [(NAMES.get(c, c), v[metric]) for c, v in controls if metric in v]
     if metric == "delta_ce":

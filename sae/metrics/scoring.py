@@ -28,12 +28,14 @@ from sae.metrics.reconstruction import CoderLike, add_data, add_errors, reconstr
 from sae.metrics.sample import Batch, Sample
 from sae.metrics.sparsity import Firings
 from sae.metrics.sums import DocumentSums
+from sae.store import ActivationStore
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
 CODER, RANDOM_ERROR = "coder", "random error"
 BY_SEQUENCE = "coder by sequence"
+SEQUENCES_AT_A_TIME = 4096  # whose tokens are counted
 Tell = Callable[[int, int], None]  # done, total
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -141,9 +143,7 @@ def score_losses(
     context = sample.store.context
     look = None
     if by_group:
-        train = sample.store.rows_of("train")
-        tokens = sample.store.tokens(train.start // context, train.stop // context)
-        counts_V = np.bincount(tokens.reshape(-1), minlength=lm.vocab_size)
+        counts_V = _token_counts(sample.store, lm.vocab_size)
         look = closely(CODER, BY_SEQUENCE, sample, counts_V)
     return fidelity.language_model_sums(
         lm,
@@ -155,3 +155,13 @@ def score_losses(
         source,
         look,
     )
+
+
+def _token_counts(store: ActivationStore, vocabulary: int) -> np.ndarray:
+    """(V,) how often each token stands in the train split."""
+    train, counts_V = store.rows_of("train"), np.zeros(vocabulary, np.int64)
+    first, last = train.start // store.context, train.stop // store.context
+    for start in range(first, last, SEQUENCES_AT_A_TIME):
+        tokens = store.tokens(start, min(start + SEQUENCES_AT_A_TIME, last))
+        counts_V += np.bincount(tokens.reshape(-1), minlength=vocabulary)
+    return counts_V

@@ -49,7 +49,9 @@ def test_scores_are_of_held_out_text(index: FeatureIndex, dense_acts: np.ndarray
     assert table["label_score"][1] == table["label_precision"][1] == 1.0
     scores = table[["label_score", "label_precision", "label_recall"]]
     assert scores.loc[4].isna().all()
-    strong = (dense_acts >= FIRES_SHARE * dense_acts.max(axis=0)) & (dense_acts > 0)
+    train_max = dense_acts[: TRAIN * CONTEXT].max(axis=0)
+    known = np.where(train_max > 0, train_max, dense_acts.max(axis=0))
+    strong = (dense_acts >= FIRES_SHARE * known) & (dense_acts > 0)
     in_heldout = strong[TRAIN * CONTEXT :].sum(axis=0)
     rare = in_heldout < 5
     assert rare.any()
@@ -217,11 +219,13 @@ def test_neighbours_firings_are_among_the_negatives() -> None:
         return silent_rows(text, by_token, fired, fired, np.random.default_rng(0), rivals)
 
     plain, hard = negatives(), negatives(rival, other)
-    np.testing.assert_array_equal(plain, hard[: len(plain)])
-    added = hard[len(plain) :]
-    assert len(added) == len(fired)
+    for rows in (plain, hard):
+        assert len(np.unique(rows)) == len(rows)
+    assert np.isin(plain, hard).all()
+    added = np.setdiff1d(hard, plain)
     assert np.isin(added, np.concatenate([rival, other])).all()
-    assert 0.3 < np.isin(added, other).mean() < 0.7  # each neighbour as often, however many firings
+    assert np.isin(other, hard).all()  # each neighbour as often, so that few firings all come
+    assert np.isin(added, rival).sum() > 5
     assert (added < TRAIN * CONTEXT).all()
     assert not len(negatives(fired)) > len(plain)  # where both fire is no negative
 

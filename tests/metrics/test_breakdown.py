@@ -144,7 +144,8 @@ def test_lifts_are_paired() -> None:
     rng = np.random.default_rng(0)
     hard = rng.gamma(1, 10, 60)
     data = {"count": np.ones(60), "ce_clean": np.ones(60), "ce_mean": np.full(60, 90.0),
-            "ce_zero": np.full(60, 90.0)}  # fmt: skip
+            "ce_zero": np.full(60, 90.0), "kl_mean": np.full(60, 90.0),
+            "kl_zero": np.full(60, 90.0)}  # fmt: skip
     coder = data | {"ce": 1 + hard, "kl": hard}
     control = data | {"ce": 1.1 + hard + rng.normal(0, 0.1, 60), "kl": hard}
     found = lifts(coder, control, "fidelity", seed=0)
@@ -154,4 +155,5 @@ def test_lifts_are_paired() -> None:
     apart = [entries(t, [REGISTRY["delta_ce"]], 0)["delta_ce"] for t in (coder, control)]
     assert apart[0]["high"] - apart[0]["low"] > 20 * (lift["high"] - lift["low"])
     assert found["kl"] == {"value": 0, "low": 0, "high": 0, "tokens": 60}
-    assert set(found) == {"delta_ce", "kl", "ce_recovered_mean", "ce_recovered_zero"}
+    of_kl = {"kl", "kl_recovered_mean", "kl_recovered_zero"}
+    assert set(found) == {"delta_ce", "ce_recovered_mean", "ce_recovered_zero"} | of_kl

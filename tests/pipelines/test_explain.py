@@ -61,7 +61,7 @@ def test_what_is_said_is_what_is_sent(run: Path) -> None:
     assert found is not None
     assert int(found[1]) == len(stub.asked)
     assert f"{50 * len(stub.asked):,} completion tokens" in output
-    assert re.search(r"costs +at most \d+\.\d\d", output)
+    assert re.search(r"costs +about \d+\.\d\d", output)
     assert "Explanations: 3 of 3" in output
     assert problems_of(run / "evaluation") == []
     report = read_json(run / "evaluation/mechanisms/topk.explanations.json")

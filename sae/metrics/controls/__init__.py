@@ -16,7 +16,11 @@ from sae.metrics.controls.dictionaries import (
     shuffled_decoder,
     train_rows,
 )
-from sae.metrics.controls.factorised import dictionary_learning, independent_components
+from sae.metrics.controls.factorised import (
+    ICA_WIDEST,
+    dictionary_learning,
+    independent_components,
+)
 from sae.metrics.controls.linear import fit_full_linear_map, fit_linear_map, fit_pca
 from sae.metrics.controls.random_model import RANDOM_MODEL
 from sae.metrics.controls.trained import frozen_decoder
@@ -28,7 +32,8 @@ UNTRAINED: dict[str, Fit] = {
     "shuffled_decoder": shuffled_decoder,
     "raw_neurons": raw_neurons,
 }
-FITTED: dict[str, Fit] = {"independent_components": independent_components}
+ICA = "independent_components"
+FITTED: dict[str, Fit] = {ICA: independent_components}
 TRAINED: dict[str, Fit] = {
     "dictionary_learning": dictionary_learning,
     "frozen_decoder": frozen_decoder,
@@ -43,6 +48,7 @@ NAMES = (*CONTROLS, RANDOM_MODEL)  # all that can be asked for
 
 NMF = "nmf"
 NEEDS_TRAINING = "takes minutes to train; `sae evaluate RUN --full` includes it"
+TOO_WIDE = f"of more than {ICA_WIDEST:,} dimensions it takes too long, and many more rows"
 LEFT_OUT = {NMF: "non-negative factorisation needs activations that are never negative"}
 ONE_SITE = "it reconstructs what it reads, and predicts nothing of another site"
 NO_TRAINING = (
@@ -65,7 +71,7 @@ def controls_of(coder: Coder, quick: bool = False) -> tuple[str, ...]:
     """
     if isinstance(coder, TwoSites):
         return tuple(OF_TWO_SITES)
-    fitted = (*UNTRAINED, *FITTED)
+    fitted = (*UNTRAINED, *(name for name in FITTED if name != ICA or _is_narrow(coder)))
     return fitted if quick else (*fitted, *TRAINED, RANDOM_MODEL)
 
 
@@ -73,8 +79,14 @@ def left_out(coder: Coder, chosen: tuple[str, ...]) -> dict[str, str]:
     """Controls that say nothing about this coder, or were not asked for, and why."""
     known = LEFT_OUT_OF_TWO_SITES if isinstance(coder, TwoSites) else LEFT_OUT
     slow = dict.fromkeys((*TRAINED, RANDOM_MODEL), NEEDS_TRAINING)
+    if not _is_narrow(coder):
+        slow[ICA] = TOO_WIDE
     found = known if isinstance(coder, TwoSites) or not chosen else slow | known
     return {name: why for name, why in found.items() if name not in chosen}
+
+
+def _is_narrow(coder: Coder) -> bool:
+    return coder.d_in <= ICA_WIDEST
 
 
 __all__ = [

@@ -1,5 +1,6 @@
 """What a control is fitted from, and what all of them share."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -69,8 +70,9 @@ class TrainData:
 
 
 def matched_l0(coder: CoderLike, data: TrainData) -> int:
-    """The coder's own mean L0 on train rows, rounded: what every control is given."""
-    return max(1, round(float(in_float64(coder.encode(data.some()).l0()).mean())))
+    """The coder's own mean L0 on train rows, rounded up: what every control is given."""
+    mean = float(in_float64(coder.encode(data.some()).l0()).mean())
+    return max(1, math.ceil(mean - 1e-6))
 
 
 def best_scale(target_BD: Tensor, found_BD: Tensor) -> float:

@@ -22,6 +22,7 @@ ATOMS_PER_DIMENSION = 4
 ALPHA = 1.0  # of the lasso, in units in which a dimension has variance 1
 LEARNING_BATCH, LEARNING_STEPS = 256, 60
 ICA_ROWS, ICA_ITERATIONS = 4096, 100
+ICA_WIDEST = 1024  # dimensions; the rows are at least four times as many
 
 
 class Pursued:
