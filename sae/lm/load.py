@@ -59,9 +59,10 @@ def _loaded(name: str, folder: Path | None) -> tuple[GPT2LMHeadModel, PreTrained
         raise UserError(f"The model `{name}` is a `{config.model_type}`; Loupe reads GPT-2 models.")
     if weights is not None:
         _require_parameters(config, weights)
-    model, found = GPT2LMHeadModel.from_pretrained(
+    loaded: Any = GPT2LMHeadModel.from_pretrained(
         path, config=config, dtype=torch.float32, weights_only=True, output_loading_info=True
     )
+    model, found = loaded
     _require_all_weights(found)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     _require_tokenizer(tokenizer, config.vocab_size)
