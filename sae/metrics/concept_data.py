@@ -84,7 +84,7 @@ def token_examples(
     sample = draw(store, split, tokens, special)
     x_ED, codes_EF = _activations(coder, sample, site)
     pieces = _pieces(sample)
-    labels = _labels(sample, pieces, token_bytes)
+    labels = _labels(sample, pieces, token_bytes, special)
     flat = sample.scored_ST.reshape(-1)
     token_labels = {name: label_R[flat] for name, label_R in labels.items()}
     unit_E = sample.unit_ST.reshape(-1)[flat]
@@ -112,9 +112,7 @@ def _pieces(sample: Sample) -> list[tuple[npt.NDArray[np.int64], str]]:
     A row is a place in the flattened sample. A run ends at whatever is not scored (a special
     token, the start of a sequence) and where another document begins.
     """
-    context = sample.store.context
-    absolute = [np.arange(run.start * context, run.stop * context) for run in sample.runs]
-    document_R = sample.store.documents.of_rows(np.concatenate(absolute))
+    document_R = sample.store.documents.of_rows(_absolute(sample))
     rows = np.flatnonzero(sample.scored_ST.reshape(-1))
     ends = (np.diff(rows) > 1) | (np.diff(document_R[rows]) != 0)
     runs = np.split(rows, np.flatnonzero(ends) + 1)
@@ -122,20 +120,44 @@ def _pieces(sample: Sample) -> list[tuple[npt.NDArray[np.int64], str]]:
     return [(run, ids[int(document_R[run[0]])]) for run in runs if len(run)]
 
 
+def _absolute(sample: Sample) -> npt.NDArray[np.int64]:
+    """The row of the store of each row of the flattened sample."""
+    context = sample.store.context
+    return np.concatenate([np.arange(r.start * context, r.stop * context) for r in sample.runs])
+
+
 def _labels(
     sample: Sample,
     pieces: list[tuple[npt.NDArray[np.int64], str]],
     token_bytes: Sequence[bytes],
+    special: frozenset[int],
 ) -> dict[str, Labels]:
-    """Labels of every row of the flattened sample."""
+    """Labels of every row of the flattened sample.
+
+    A piece is read from the start of its document on: whoever begins in the middle of a string
+    takes code for text and text for code.
+    """
+    absolute_R = _absolute(sample)
     tokens_R = sample.tokens_ST.reshape(-1)
     labels: dict[str, Labels] = {}
     for rows, document in pieces:
         kind = KINDS.get(document.rpartition(":")[2])
-        found = label(Piece.of([token_bytes[t] for t in tokens_R[rows]], kind))
+        before = _before(sample.store, int(absolute_R[rows[0]]), special)
+        own, preceding = ([token_bytes[t] for t in ids] for ids in (tokens_R[rows], before))
+        found = label(Piece.of(own, kind, preceding))
         for name, label_T in found.items():
             labels.setdefault(name, np.full(len(tokens_R), UNKNOWN, np.int8))[rows] = label_T
     return labels
+
+
+def _before(store: ActivationStore, row: int, special: frozenset[int]) -> npt.NDArray[np.integer]:
+    """The tokens between the start of a row's document and the row."""
+    start = int(store.documents.start[int(store.documents.of_rows(row))])
+    first = start // store.context
+    tokens = store.tokens(first, row // store.context + 1).reshape(-1)
+    at = np.arange(start, row) - first * store.context
+    at = at[at % store.context > 0]
+    return tokens[at][~np.isin(tokens[at], list(special))]
 
 
 @dataclass(frozen=True)

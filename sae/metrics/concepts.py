@@ -42,7 +42,8 @@ SCRIPTS = ("Greek", "Cyrillic", "Arabic", "Hebrew", "Han", "other")
 class Piece:
     """Text that T tokens spell, and the characters [start_T, stop_T) of each; some may share one.
 
-    `code` says whether it is Python source: True, False, or None where nobody knows.
+    The text may begin before the first of them: what stands there decides what they are. `code`
+    says whether it is Python source: True, False, or None where nobody knows.
     """
 
     text: str
@@ -51,8 +52,14 @@ class Piece:
     code: bool | None = None
 
     @classmethod
-    def of(cls, tokens: Sequence[bytes], code: bool | None = None) -> "Piece":
-        """From the bytes of each token; bytes that are no UTF-8 are characters of their own."""
+    def of(
+        cls, tokens: Sequence[bytes], code: bool | None = None, before: Sequence[bytes] = ()
+    ) -> "Piece":
+        """From the bytes of each token; bytes that are no UTF-8 are characters of their own.
+
+        `before` are those of the tokens that precede them in their document.
+        """
+        own, tokens = len(before), [*before, *tokens]
         text = b"".join(tokens).decode("utf-8", "surrogateescape")
         sizes = [len(c.encode("utf-8", "surrogateescape")) for c in text]
         character_of_byte = np.repeat(np.arange(len(text)), sizes)
@@ -61,7 +68,7 @@ class Piece:
         starts = ends - sizes_T
         padded: npt.NDArray[np.int64] = np.append(character_of_byte, len(text)).astype(np.int64)
         last = np.where(ends > starts, padded[np.maximum(ends - 1, 0)] + 1, padded[starts])
-        return cls(text, padded[starts], last, code)
+        return cls(text, padded[starts][own:], last[own:], code)
 
     def labels(self, marks: Marks) -> Labels:
         """(T,) labels of tokens from marks of characters."""

@@ -88,3 +88,19 @@ def test_every_concept_has_a_label_for_every_token() -> None:
     assert list(found) == names()
     assert all(labels.shape == (len(tokens),) for labels in found.values())
     assert all(set(np.unique(labels)) <= {-1, 0, 1} for labels in found.values())
+
+
+def test_what_stands_before_decides() -> None:
+    """A row that begins within a string: its first quotation marks close it."""
+    before = 'def f():\n    """Say what\n'
+    rest = 'is not there."""\n    return None\n'
+    alone = label(Piece.of(spell(rest), True))
+    known = label(Piece.of(spell(rest), True, spell(before)))
+    words = [token.decode().strip() for token in spell(rest)]
+
+    def of(labels, concept: str) -> list[str]:
+        return [w for w, own in zip(words, labels[concept], strict=True) if own == 1 and w]
+
+    assert of(alone, "syntax_keyword")[:2] == ["is", "not"]
+    assert of(known, "syntax_keyword") == ["return", "None"]
+    assert {"is", "not", "there"} <= set(of(known, "syntax_string"))
