@@ -6,7 +6,8 @@ were read.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import yaml
@@ -119,15 +120,33 @@ def run_stages(config: RunConfig, todo: Sequence[Task]) -> None:
         _write_config(config)  # a run that is killed at once can be named by its folder
     for stage, coders, forced in todo:
         for some in [coders] if stage.together else [[coder] for coder in coders]:
-            at_work = stage.name if stage.together else stage.item(some[0])
-            lock = config.folder / ".locks" / at_work.replace("/", "-")
-            with Lock(lock, f"`{at_work}` of {config.folder}"):
-                _run_stage(config, Task(stage, some, forced), fingerprints)
+            with _at_work(config, stage, some[0]), ExitStack() as readers:
+                _run_stage(config, Task(stage, some, forced), fingerprints, readers)
     _write_config(config)  # a kill may have come between a stage's end and this
 
 
-def _run_stage(config: RunConfig, task: Task, fingerprints: Fingerprints) -> None:
-    """One call of a stage, for the coders that it does together."""
+def _at_work(config: RunConfig, stage: Stage, coder: str | None) -> Lock:
+    """Held while a stage is done; those that are done together have one."""
+    name = stage.name if stage.together else stage.item(coder)
+    lock = config.folder / ".locks" / name.replace("/", "-")
+    return Lock(lock, f"`{name}` of {config.folder}")
+
+
+def _keep_out(config: RunConfig, stage: Stage, coders: Sequence[str | None]) -> Iterator[Lock]:
+    """Holds the stages that read what this one is about to change; refuses if one is at work."""
+    for reader in STAGES.values():
+        if stage.name not in reader.reads or reader.part_of == stage.name:
+            continue
+        every = reader.coders(config)
+        names = [coder for coder in every if coder in coders or None in (coder, *coders)]
+        for name in names[:1] if reader.together else names:
+            yield _at_work(config, reader, name)
+
+
+def _run_stage(
+    config: RunConfig, task: Task, fingerprints: Fingerprints, readers: ExitStack
+) -> None:
+    """One call of a stage, for the coders that it does together. `readers`: closed at its end."""
     stage, coders, forced = task
     manifest = Manifest.open(config.folder)
     if not forced:  # another process may have done some since the plan was made
@@ -140,6 +159,8 @@ def _run_stage(config: RunConfig, task: Task, fingerprints: Fingerprints) -> Non
 
     def begin() -> None:
         """The stage is about to change what it has made before."""
+        for lock in _keep_out(config, stage, coders):
+            readers.enter_context(lock)
         parts = [part for part in STAGES.values() if part.part_of == stage.name]
         of_parts = [part.item(coder) for part in parts for coder in part.coders(config)]
         undone = [STAGES[name].item(coder) for name in stage.undoes for coder in coders]

@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.manifest import Made, Manifest
 from pipelines.verify import verify
 from sae.base.config import load_config
+from sae.base.locks import Lock
 from sae.base.sums import read_sums
 from sae.features import FeatureIndex
 from tests.damage import Damage, kinds_of_files
@@ -238,3 +239,15 @@ def test_metadata_of_another_form_is_a_sentence(copy: Path) -> None:
     file = copy / "coders/topk/cfg.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "metadata": 5}))
     assert verify(copy / "coders/topk")
+
+
+@pytest.mark.parametrize(
+    ("reader", "changed"),
+    [("train", "harvest"), ("evaluate-topk", "harvest"), ("index-topk", "train")],
+)
+def test_what_another_stage_reads_is_not_changed(copy: Path, reader: str, changed: str) -> None:
+    with Lock(copy / ".locks" / reader, "somebody"):
+        output = sae("run", str(copy), "--only", changed, "--from", changed, code=2)
+    assert f"`{reader.replace('-', '/')}` of {copy} is in use" in " ".join(output.split())
+    assert "up to date" in sae("run", str(copy), "--dry-run")
+    assert "sound" in sae("verify", str(copy))
