@@ -56,7 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
 SAE_LENS_RATE = 3e-4
 MOST_DEAD = 0.01  # of a coder whose learning rate may be chosen
-FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1)
+FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 11 / 16, 3 / 4, 1)
 
 
 def main() -> None:
