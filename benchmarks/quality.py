@@ -48,8 +48,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "site": "blocks.8.hook_resid_pre",
         "tokens": 200_000,
         "width": 12_288,
-        "scored_tokens": 60_000,
-        "loss_tokens": 4_096,
+        "scored_tokens": 20_000,
+        "loss_tokens": 2_048,
         "seeds": "0,1",
     },
 }

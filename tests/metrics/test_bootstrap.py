@@ -84,3 +84,25 @@ def test_sums_merge_over_tokens_and_over_terms() -> None:
     weights = np.array([[1.0, 1, 1], [0, 0, 2]])
     assert Sums(both.arrays(), weights)["a"].tolist() == [11, 10]
     assert Sums(both.arrays(), weights)["b"].shape == (2, 2)
+
+
+def test_what_some_resamples_make_infinite_has_no_such_end() -> None:
+    """One unit of thirty holds all that the logarithm is of: a third of the resamples lack it."""
+    log = Metric(
+        "log", "codes", "log E v", "", "", "neither", lambda s: np.log(s["v"] / s["count"])
+    )
+    v = np.zeros(30)
+    v[0] = 30 * np.e
+    found = entries({"count": np.ones(30), "v": v}, [log])["log"]
+    assert found["value"] == pytest.approx(1)
+    assert found["low"] is None
+    assert found["high"] is not None
+    assert found["high"] > 1
+
+
+def test_what_many_resamples_leave_undefined_has_no_interval() -> None:
+    ratio = Metric("ratio", "codes", "v / w", "", "", "neither", lambda s: s["v"] / s["w"])
+    only = np.zeros(30)
+    only[0] = 2.0
+    found = entries({"count": np.ones(30), "v": only, "w": only}, [ratio])["ratio"]
+    assert (found["value"], found["low"], found["high"]) == (1.0, None, None)

@@ -22,6 +22,7 @@ from sae.metrics.controls import (
     fit_pca,
     frozen_decoder,
     independent_components,
+    left_out,
     matched_l0,
     random_dictionary,
     raw_neurons,
@@ -248,3 +249,11 @@ def test_every_control_through_the_whole_evaluation(
 @pytest.fixture
 def trained_coder(request: pytest.FixtureRequest) -> Coder:
     return request.getfixturevalue("trained")
+
+
+def test_independent_components_are_not_looked_for_in_wide_sites() -> None:
+    narrow, wide = (make_coder("topk", d, 32, k=4) for d in (1024, 1025))
+    assert "independent_components" in controls_of(narrow, quick=True)
+    chosen = controls_of(wide)
+    assert "independent_components" not in chosen
+    assert "1,024 dimensions" in left_out(wide, chosen)["independent_components"]

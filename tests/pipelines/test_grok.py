@@ -14,6 +14,7 @@ from pipelines.addition import print_report, train_coder
 from pipelines.grok import Recipe, asdict, build_model, train
 from pipelines.grok_card import export
 from pipelines.verify import verify
+from sae.base.errors import UserError
 from sae.base.files import sha256_file
 from sae.coders import coder_hash
 from sae.lm.modular_addition import WEIGHTS, addition_folder, load_modular_addition
@@ -36,6 +37,15 @@ def test_a_training_goes_on_where_it_was(tmp_path: Path) -> None:
     assert train(replace(first, epochs=20), second) == 20
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Its test pairs would be pairs that the model was trained on."""
+    first = recipe(tmp_path, 7)
+    train(first, build_model(first))
+    other = replace(first, seed=1)
+    with pytest.raises(UserError, match="another recipe \\(its seed differ"):
+        train(other, build_model(other))
 
 
 def test_what_is_exported_is_the_model_with_its_card(tmp_path: Path) -> None:
