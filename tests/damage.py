@@ -12,6 +12,7 @@ KINDS = {
     "features": "index",
     "evaluation": "evaluation",
     "export": "export",
+    "controls": "control",
 }
 
 

@@ -9,8 +9,10 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import h5py
+import numpy as np
 import yaml
 
+from pipelines.manifest import Manifest
 from sae.base.sums import read_sums
 
 PRELOADED = [
@@ -73,8 +75,37 @@ def make_config(folder: Path, settings: list[str]) -> Path:
 
 def stage_of(output: Path) -> str:
     """The stage that was at work when the process ended."""
+    return ("start", *_begun(output))[-1]
+
+
+def _begun(output: Path) -> list[str]:
+    """The stages that the process says it has begun, in order."""
     lines = output.read_text().splitlines() if output.exists() else []
-    return next((w for line in reversed(lines) if (w := line.split(" ")[0]) in STAGES), "start")
+    return [word for line in lines if (word := line.split(" ")[0]) in STAGES]
+
+
+def durations(run: Path) -> dict[str, float]:
+    """Seconds that each stage took in a finished run, over all coders."""
+    found = dict.fromkeys(STAGES, 0.0)
+    for name, item in Manifest.open(run).items.items():
+        found[name.partition("/")[0]] += item["seconds"]
+    return found
+
+
+def goes_on_into(process: ForkServerProcess, output: Path, stage: str, delay: float) -> bool:
+    """Waits until `delay` seconds after a stage has begun; whether the process is at work then."""
+    while process.exitcode is None and stage != "start" and stage not in _begun(output):
+        process.join(0.002)
+    process.join(delay)
+    return process.exitcode is None
+
+
+def next_target(rng: np.random.Generator, before: str) -> str:
+    """The stage to interrupt next in a run that was interrupted in `before`: that, or a later one,
+    so that each stage is hit about as often, however short it is."""
+    every = ("start", *STAGES)
+    first = every.index(before)
+    return every[min(first + int(rng.integers(0, 3)), len(every) - 1)]
 
 
 def results_of(run: Path) -> dict[str, object]:

@@ -2,8 +2,7 @@
 
 Each must be named by `sae verify`, and never read as if it were sound by what Loupe computes with:
 the reader of training, the tables of the store, coders, checkpoints, and the stages that read an
-index or an evaluation. The browser maps an index into memory without reading it first; that is
-what `sae verify` is for. Default 1,000 damages; `TORTURE=full` 10,000.
+index or an evaluation. Default 1,000 damages; `TORTURE=full` 10,000.
 """
 
 import shutil
@@ -14,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.config import RunConfig
 from pipelines.manifest import Manifest
+from pipelines.results import require_current
 from pipelines.verify import verify
+from sae.base.config import load_config
 from sae.base.errors import UserError
-from sae.base.sums import require_intact
 from sae.coders import load_coder
-from sae.features import layout
+from sae.features import FeatureIndex
+from sae.features.scorecard import read_scorecard
 from sae.store import ActivationStore, ShuffledReader
 from sae.training.checkpoint import load_checkpoint
 from tests.conftest import tiny_settings
@@ -87,11 +89,10 @@ def read(kind: str, run: Path) -> object:
     if kind == "coder":
         return load_coder(run / "coders" / "topk").state_dict()
     if kind == "index":
-        return require_intact(
-            run / "features" / "topk", (layout.META, *layout.FILES, layout.SCORECARD)
-        )
+        index = FeatureIndex.open(run / "features" / "topk")
+        return index.view(), read_scorecard(index)
     if kind == "evaluation":
-        return require_intact(run / "evaluation", ["topk.json"])
+        return require_current(load_config(RunConfig, run / "run.yaml"), ["topk"])
     if kind == "checkpoint":
         told: list[str] = []
         step = load_checkpoint(run / "coders", make_trainers(run), "f", told.append)
@@ -103,7 +104,8 @@ def read(kind: str, run: Path) -> object:
 
 def matters(kind: str, damage: Damage) -> bool:
     """Whether what `read` reads is damaged: not a log, a report, or a file that nobody knows."""
-    if damage.how == "extra" or damage.path.name == "run.yaml" or kind == "export":
+    alone = kind in ("export", "control")
+    if damage.how == "extra" or damage.path.name == "run.yaml" or alone:
         return False
     unread = ("training.jsonl", "topk.html", "report.html", "compare", "tensorboard")
     return not any(part in damage.path.parts for part in unread)

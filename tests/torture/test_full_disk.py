@@ -8,20 +8,31 @@ been. Default 20 moments; `TORTURE=full` 100.
 import os
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines.verify import verify
-from tests.torture.machine import context, make_config, number, results_of, stage_of, start
+from tests.torture.machine import (
+    STAGES,
+    context,
+    durations,
+    goes_on_into,
+    make_config,
+    number,
+    results_of,
+    stage_of,
+    start,
+)
 from tests.torture.table import Tables
 from tests.torture.test_kills import settings
 
 POINTS = number("POINTS", 20, full=100)
+WRITERS = [stage for stage in STAGES if stage != "compare"]  # which lasts no time
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(0)]
 
@@ -58,20 +69,22 @@ def test_full_disk(
     config = make_config(tmp_path / "undisturbed", wanted)
     for name in ("warm", "undisturbed"):
         config = make_config(tmp_path / name, wanted)
-        began = time.perf_counter()
         process = start(server, config, tmp_path / "out")
         process.join()
-    seconds = time.perf_counter() - began
     assert process.exitcode == 0, (tmp_path / "out").read_text()
-    truth = results_of(tmp_path / "undisturbed")
+    truth, lasts = results_of(tmp_path / "undisturbed"), durations(tmp_path / "undisturbed")
     stages: Counter[str] = Counter()
     ends: Counter[tuple[str, str]] = Counter()
+    targets = cycle(WRITERS)
     while sum(stages.values()) < POINTS:
+        (tmp_path / "out").unlink(missing_ok=True)
         folder = small_disk / "run"
         config = tmp_path / "run.yaml"
         shutil.move(make_config(folder, wanted), config)
         process = start(server, config, tmp_path / "out")
-        process.join(rng.uniform(0.0, 1.0) * seconds)
+        target = next(targets)
+        delay = rng.uniform(0.0, 0.8) * lasts[target]
+        goes_on_into(process, tmp_path / "out", target, delay)
         ballast = fill(small_disk)
         process.join()
         said = (tmp_path / "out").read_text()
@@ -94,3 +107,4 @@ def test_full_disk(
         row = [stage, times, ends[stage, "sentence"], times]
         tables.add("full disks", ["full in", "times", "sentence", "resumed"], row)
     assert all(how == "sentence" for _, how in ends), ends
+    assert len(stages) >= 4, stages

@@ -15,7 +15,10 @@ from tests.conftest import tiny_settings
 from tests.torture.machine import (
     STAGES,
     context,
+    durations,
+    goes_on_into,
     make_config,
+    next_target,
     number,
     results_of,
     stage_of,
@@ -24,6 +27,7 @@ from tests.torture.machine import (
 from tests.torture.table import Tables
 
 KILLS = number("KILLS", 100, full=1_000)
+OF_WORK = ("harvest", "train", "index", "export")  # each is to be hit often enough to count
 CODERS = (
     "train.coders=[{name: topk, k: 4, expansion: 4}, "
     "{name: relu, architecture: relu, l1: 1.0, expansion: 4}]"
@@ -49,7 +53,7 @@ def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, tables: Tab
     process.join()
     seconds = time.perf_counter() - began
     assert process.exitcode == 0, (tmp_path / "out").read_text()
-    truth = results_of(tmp_path / "undisturbed")
+    truth, lasts = results_of(tmp_path / "undisturbed"), durations(tmp_path / "undisturbed")
 
     killed: Counter[str] = Counter()
     resumed: Counter[str] = Counter()
@@ -59,17 +63,20 @@ def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, tables: Tab
         folder = tmp_path / f"run-{runs}"
         config = make_config(folder, wanted)
         last: list[str] = []
+        target = "start"
         for _ in range(1000):
+            (tmp_path / "out").unlink(missing_ok=True)
             process = start(server, config, tmp_path / "out")
-            process.join(rng.uniform(0.0, 1.0) * seconds)
-            if process.exitcode is None and sum(killed.values()) < KILLS:
-                process.kill()
+            target = next_target(rng, target)
+            delay = rng.uniform(0.0, 1.0) * lasts.get(target, 0.3)
+            at_work = goes_on_into(process, tmp_path / "out", target, delay)
+            if not at_work or sum(killed.values()) == KILLS:
                 process.join()
-                last.append(stage_of(tmp_path / "out"))
-                killed[last[-1]] += 1
-                continue
+                break
+            process.kill()
             process.join()
-            break
+            last.append(stage_of(tmp_path / "out"))
+            killed[last[-1]] += 1
         assert process.exitcode == 0, (tmp_path / "out").read_text()
         resumed.update(last)
         found = results_of(folder)
@@ -82,3 +89,4 @@ def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, tables: Tab
         tables.add("kills", headings, [stage, killed[stage], resumed[stage], differences])
     total = [f"{runs} runs of {seconds:.1f} s", killed.total(), resumed.total(), differences]
     tables.add("kills", headings, total)
+    assert min(killed[stage] for stage in OF_WORK) >= KILLS // 20, killed
