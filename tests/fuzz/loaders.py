@@ -1,11 +1,13 @@
 """Every loader of Loupe, as it is called on files that may come from anybody."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sae.base.errors import UserError
 from tests.fuzz import mends, samples
 
 Load = Callable[[Path], object]
@@ -25,6 +27,16 @@ class Loader:
     changed: str = "**/*"
 
 
+def _described(folder: Path) -> None:
+    """What `sae info` and `sae verify` say of it, also where its loader refuses it."""
+    from pipelines.summary import print_info
+    from pipelines.verify import verify
+
+    for look in (print_info, verify):
+        with suppress(UserError):
+            look(folder)
+
+
 def _configuration(folder: Path) -> None:
     from pipelines.config import RunConfig
     from pipelines.train import check_coders
@@ -40,16 +52,13 @@ def _configuration(folder: Path) -> None:
 def _coder(folder: Path) -> None:
     import torch
 
-    from pipelines.summary import print_info
-    from pipelines.verify import verify
     from sae.coders import load_coder
 
+    _described(folder)
     coder = load_coder(folder)
     x_BD = torch.randn(3, coder.d_in)
     coder.decode(coder.encode(x_BD), x_BD)
     _ = coder.site, coder.target_site
-    verify(folder)
-    print_info(folder)
 
 
 def _sparsify(folder: Path) -> None:
@@ -79,10 +88,9 @@ def _export(folder: Path) -> None:
 
 
 def _store(folder: Path) -> None:
-    from pipelines.summary import print_info
-    from pipelines.verify import verify
     from sae.store import ActivationStore, ShuffledReader
 
+    _described(folder)
     store = ActivationStore.open(folder)
     store.tokens()
     store.documents.of_rows([0, 5])
@@ -94,8 +102,6 @@ def _store(folder: Path) -> None:
     stream = ShuffledReader(store, list(store.sites)[:1], batch=32, window=2).batches()
     list(islice(stream, 3))
     stream.close()
-    print_info(folder)
-    verify(folder)
 
 
 def _unfinished(folder: Path) -> None:
@@ -124,9 +130,9 @@ def _checkpoint(folder: Path) -> None:
 
 def _index(folder: Path) -> None:
     from app import payload
-    from pipelines.summary import print_info
-    from sae.features import FeatureIndex, gallery, select, verify_index
+    from sae.features import FeatureIndex, gallery, select
 
+    _described(folder)
     index = FeatureIndex.open(folder)
     select(index, 'density>0.01 label:the token:" the" promotes:a kind:token max<90')
     view = index.view()
@@ -138,8 +144,6 @@ def _index(folder: Path) -> None:
         index.active_at(row)
         index.document_of(row)
     _ = index.vocabulary.names, index.token_counts_V, index.labels()
-    print_info(folder)
-    verify_index(folder)
 
 
 def _feature(index: Any, feature: int) -> None:

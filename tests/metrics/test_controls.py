@@ -31,9 +31,11 @@ from sae.metrics.controls import (
     trained,
 )
 from sae.metrics.controls.random_model import activations, random_model
+from sae.metrics.controls.trained import at_best_rate
 from sae.metrics.identity import decoder_identity
 from sae.metrics.sample import Batch, draw
 from sae.store import ActivationStore
+from sae.training import Settings
 from tests.metrics.conftest import END, SITE
 
 
@@ -257,3 +259,22 @@ def test_independent_components_are_not_looked_for_in_wide_sites() -> None:
     chosen = controls_of(wide)
     assert "independent_components" not in chosen
     assert "1,024 dimensions" in left_out(wide, chosen)["independent_components"]
+
+
+def test_a_trained_control_takes_the_best_of_three_rates(data: TrainData) -> None:
+    tried: list[tuple[int, float | None]] = []
+    told: list[tuple[int, int]] = []
+
+    def make(settings: Settings, data: TrainData) -> Any:
+        tried.append((settings.steps, settings.learning_rate))
+        data.tell(settings.steps, settings.steps)
+        return lambda x: x if settings.learning_rate == 2e-3 else 0.5 * x
+
+    data = replace(data, tell=lambda done, total: told.append((done, total)))
+    settings = Settings(steps=800, batch=8, learning_rate=1e-3)
+    at_best_rate(make, settings, data, 128, data.some)
+    assert tried == [(100, 5e-4), (100, 1e-3), (100, 2e-3), (800, 2e-3)]
+    assert told == [(100, 1100), (200, 1100), (300, 1100), (1100, 1100)]
+    tried.clear()
+    at_best_rate(make, replace(settings, steps=300), data, 128, data.some)
+    assert tried == [(300, 1e-3)]  # too short to be tried out

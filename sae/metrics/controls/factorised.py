@@ -6,6 +6,7 @@ and a site (and kept), so that the coders of a sweep share them.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from sae.metrics.controls.base import TrainData
 from sae.metrics.controls.dictionaries import Basis
 
 ATOMS_PER_DIMENSION = 4
-ALPHA = 1.0  # of the lasso, in units in which a dimension has variance 1
+ALPHAS = (0.5, 1.0, 2.0)  # of the lasso, in units in which a dimension has variance 1
 LEARNING_BATCH, LEARNING_STEPS = 256, 60
+TRIAL_STEPS, TRIAL_ROWS, TRIAL_K = 15, 1024, 32  # of the short trainings that choose among them
 ICA_ROWS, ICA_ITERATIONS = 4096, 100
 ICA_WIDEST = 1024  # dimensions; the rows are at least four times as many
 
@@ -49,7 +51,7 @@ def dictionary_learning(coder: Coder, data: TrainData, l0: int, seed: int = 0) -
     Decoding by pursuit is stronger than any encoder: it is a control that may well win.
     """
     atoms = min(coder.d_sae, ATOMS_PER_DIMENSION * coder.d_in)
-    settings = [atoms, ALPHA, LEARNING_BATCH, LEARNING_STEPS]
+    settings = [atoms, *ALPHAS, LEARNING_BATCH, LEARNING_STEPS, TRIAL_STEPS]
     found = data.cache.tensors(
         "dictionary_learning", _key(data, seed, settings), lambda: _learn(data, atoms, seed)
     )
@@ -57,24 +59,44 @@ def dictionary_learning(coder: Coder, data: TrainData, l0: int, seed: int = 0) -
 
 
 def _learn(data: TrainData, atoms: int, seed: int) -> dict[str, Tensor]:
-    from sklearn.decomposition import MiniBatchDictionaryLearning
+    """At that of `ALPHAS` whose short training leaves the least of other rows to pursuit."""
     from sklearn.exceptions import ConvergenceWarning
 
     rows = _whitened_units(data, LEARNING_BATCH * LEARNING_STEPS, seed)
-    model = MiniBatchDictionaryLearning(
+    steps = max(1, len(rows) // LEARNING_BATCH)
+    trial, done, total = min(TRIAL_STEPS, steps), 0, steps + len(ALPHAS) * min(TRIAL_STEPS, steps)
+
+    def learned(alpha: float, steps: int) -> Tensor:
+        nonlocal done
+        model = _model(atoms, alpha, seed)
+        for step in range(steps):
+            model.partial_fit(rows[step * LEARNING_BATCH : (step + 1) * LEARNING_BATCH])
+            done += 1
+            data.tell(done, total)
+        return torch.from_numpy(model.components_).float()
+
+    unseen = torch.from_numpy(rows[-TRIAL_ROWS:]).float()  # by the trials, unless the text is short
+    centre_D = torch.zeros(unseen.shape[1])
+
+    def left(alpha: float) -> float:
+        pursued = Pursued(centre_D, learned(alpha, trial), TRIAL_K)
+        return float((unseen - pursued(unseen)).square().sum())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of single codes while it learns
+        return {"atoms_FD": learned(min(ALPHAS, key=left), steps)}
+
+
+def _model(atoms: int, alpha: float, seed: int) -> Any:
+    from sklearn.decomposition import MiniBatchDictionaryLearning
+
+    return MiniBatchDictionaryLearning(
         n_components=atoms,
-        alpha=ALPHA,  # pyright: ignore[reportArgumentType]
+        alpha=alpha,  # pyright: ignore[reportArgumentType]
         batch_size=LEARNING_BATCH,
         fit_algorithm="cd",
         random_state=seed,
     )
-    steps = max(1, len(rows) // LEARNING_BATCH)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of single codes while it learns
-        for step in range(steps):
-            model.partial_fit(rows[step * LEARNING_BATCH : (step + 1) * LEARNING_BATCH])
-            data.tell(step + 1, steps)
-    return {"atoms_FD": torch.from_numpy(model.components_).float()}
 
 
 def independent_components(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Basis:

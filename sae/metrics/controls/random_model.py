@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from sae.coders import Coder
-from sae.metrics.controls.base import TrainData
-from sae.metrics.controls.trained import key_of, settings_of, train_topk
+from sae.metrics.controls.base import PROBE_ROWS, TrainData
+from sae.metrics.controls.trained import at_best_rate, key_of, settings_of, train_topk
 from sae.metrics.sample import Batch, Sample, draw
 from sae.store import SiteStats
 from sae.store.stats import SiteSums
+from sae.training import Settings
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
@@ -49,15 +50,21 @@ def random_model_coder(
     """A TopK coder trained on `untrained`'s activations of the train split, as ours on its own."""
     settings = replace(settings_of(coder), seed=seed)
 
-    def make() -> Coder:
+    def trained() -> Coder:
         sample = draw(data.sample.store, "train", TOKENS, data.sample.special)
         batches = activations(untrained, sample, data.site)
         rows_ND = np.concatenate([b.x_BD[b.scored_B].half().numpy() for b in batches])
-        stream = _shuffled(rows_ND, settings.batch, seed)
-        return train_topk(coder, data, l0, settings, _stats(rows_ND), stream)
+
+        def make(settings: Settings, data: TrainData) -> Coder:
+            stream = _shuffled(rows_ND, settings.batch, seed)
+            return train_topk(coder, data, l0, settings, _stats(rows_ND), stream)
+
+        few = rows_ND[:: max(1, len(rows_ND) // PROBE_ROWS)]
+        some = torch.from_numpy(few).float().to(data.device)
+        return at_best_rate(make, settings, data, coder.d_sae, lambda: some)
 
     key = [*key_of(coder, data, l0, settings), untrained.hash, TOKENS]
-    return data.cache.coder(RANDOM_MODEL, key, make).to(data.device)
+    return data.cache.coder(RANDOM_MODEL, key, trained).to(data.device)
 
 
 def activations(lm: "LanguageModel", sample: Sample, site: str) -> Iterator[Batch]:

@@ -1,19 +1,23 @@
 """Controls that are trained as our own coders are: with a frozen decoder, on a random model.
 
 Both are TopK coders of the coder's width and L0, trained by the same trainer with the coder's own
-settings (steps, batch, learning rate, AuxK), and kept: the coders of a sweep that have these in
-common share them. A frozen decoder's training reads the store in the order that the coder's did;
-a random model has no store, and rows that are kept in memory are read in an order of their own.
+settings (steps, batch, AuxK), and kept: the coders of a sweep that have these in common share them.
+The learning rate, which was chosen for another architecture, is the best of a few in short trials.
+A frozen decoder's training reads the store in the order that the coder's did; a random model has no
+store, and rows that are kept in memory are read in an order of their own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sae.base.devices import in_float64
 from sae.coders import Coder, make_coder
 from sae.metrics.controls.base import TrainData
 from sae.store import ShuffledReader, SiteStats
@@ -21,6 +25,9 @@ from sae.store.shuffled import WINDOW
 from sae.training import CoderTrainer, Settings
 
 TOKENS, BATCH = 2_000_000, 1024  # of coders whose own training is not on record
+RATES = (0.5, 1.0, 2.0)  # of the coder's learning rate: each is tried
+TRIAL, FEWEST_STEPS = 8, 50  # a trial is that part of the training; a shorter one says nothing
+Make = Callable[[Settings, TrainData], Coder]
 
 
 def settings_of(coder: Coder) -> Settings:
@@ -46,7 +53,7 @@ def frozen_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Cod
     """
     settings, order = replace(settings_of(coder), seed=seed), order_of(coder)
 
-    def make() -> Coder:
+    def make(settings: Settings, data: TrainData) -> Coder:
         store = data.sample.store
         reader = ShuffledReader(
             store, [data.site], settings.batch, seed=order["seed"], window=order["window"]
@@ -57,7 +64,31 @@ def frozen_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Cod
             return train_topk(coder, data, l0, settings, stats, rows, freeze=True)
 
     key = [*key_of(coder, data, l0, settings), order]
-    return data.cache.coder("frozen_decoder", key, make).to(data.device)
+    best = partial(at_best_rate, make, settings, data, coder.d_sae, data.some)
+    return data.cache.coder("frozen_decoder", key, best).to(data.device)
+
+
+def at_best_rate(
+    make: Make, settings: Settings, data: TrainData, width: int, rows: Callable[[], Tensor]
+) -> Coder:
+    """`make(settings, data)` at that of `RATES` whose trial leaves the least of some train rows."""
+    steps, rate, whole = settings.steps // TRIAL, settings.peak_rate(width), data.tell
+    if steps < FEWEST_STEPS:
+        return make(settings, data)
+    x_BD, total = rows(), settings.steps + len(RATES) * steps
+    left: dict[float, float] = {}
+    for tried, multiple in enumerate(RATES):
+        short = replace(settings, steps=steps, learning_rate=multiple * rate)
+        told = replace(data, tell=partial(_shifted, whole, tried * steps, total))
+        coder = make(short, told)
+        left[multiple] = float(in_float64(x_BD - coder(x_BD)).square().sum())
+    best = replace(settings, learning_rate=min(left, key=lambda m: left[m]) * rate)
+    return make(best, replace(data, tell=partial(_shifted, whole, len(RATES) * steps, total)))
+
+
+def _shifted(tell: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
+    """Tells of one of several trainings as of a part of all."""
+    tell(before + done, total)
 
 
 def train_topk(
