@@ -2,7 +2,8 @@
 
 Definitions, for n true directions d_i and F latents with decoder rows w_j:
 
-- MMCS: mean over true i of max_j cos(w_j, d_i) (Sharkey, Braun & Millidge 2022).
+- MMCS: mean over true i of max_j cos(w_j, d_i) (Sharkey, Braun & Millidge 2022); `mmcs_learned`
+  the other way round, mean over latents j that fire of max_i.
 - MCC: latents and features are matched one to one so that Σ |cos| is largest (Hungarian method),
   and the mean is taken over all n features; one without a latent counts 0. For F ≥ n this is the
   mean correlation coefficient of Song et al. 2025 (arXiv:2505.20254). The same of encoder rows.
@@ -107,6 +108,7 @@ def recovery_of(
         "mcc": matching.mcc,
         "mcc_encoder": None if W_enc_FD is None else match(W_enc_FD, truth.dictionary_nD).mcc,
         "mmcs": float(cosine_nF.max(axis=1).mean()),
+        "mmcs_learned": _mean(cosine_nF[:, fired_F].max(axis=0, initial=-1)),
         **firing_scores(codes_BF, sample.acts, matching),
         "uniqueness": uniqueness(cosine_nF[:, fired_F]),
         "dead_share": float(1 - fired_F.mean()),
@@ -115,6 +117,11 @@ def recovery_of(
         **absorption(codes_BF, W_dec_FD, truth, sample, matching),
         **hedging(W_dec_FD, truth, matching),
     }
+
+
+def _mean(values_F: npt.NDArray[np.floating]) -> float | None:
+    """None of nothing: no latent fires."""
+    return float(values_F.mean()) if len(values_F) else None
 
 
 def firing_scores(acts_BF: sp.spmatrix, true_Bn: sp.spmatrix, matching: Matching) -> Score:

@@ -28,7 +28,7 @@ def test_the_truth_recovers_itself(truth: SyntheticTruth, sample: Sample) -> Non
     order = np.random.default_rng(0).permutation(24)
     rows = truth.dictionary_nD[order] * 3.0
     score = recovery_of(sample.acts[:, order], rows, rows, truth, sample)
-    ones = ("mcc", "mcc_encoder", "mmcs", "precision", "recall", "f1", "uniqueness")
+    ones = ("mcc", "mcc_encoder", "mmcs", "mmcs_learned", "precision", "recall", "f1", "uniqueness")
     assert [score[name] for name in ones] == pytest.approx([1.0] * len(ones))
     zeros = ("dead_share", "absorption", "parent_missed", "hedging", "hedging_unrelated")
     assert [score[name] for name in zeros] == pytest.approx([0.0] * len(zeros), abs=1e-12)
