@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, occasion
 from benchmarks.peers.spec import Spec
 from pipelines.config import RunConfig
 from pipelines.harvest import run as harvest
@@ -136,6 +136,7 @@ class Bench:
         coder = LOAD[system](folder / "coder", self.site)
         scored = self._score(coder.folded(spec.scale) if unit_rows else coder, seed)
         result = {"system": system, "spec": asdict(spec), **found, "metrics": scored}
+        result["made"] = occasion()  # a training may be older than the run that reports it
         write_json(folder / "result.json", result)
         return result
 

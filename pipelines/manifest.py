@@ -23,9 +23,10 @@ from sae.base.locks import Lock
 
 SCHEMA = 2
 UNSEALED = 1  # the schema before manifests carried their own hash
+SHUFFLE = ("sae.store.order", "sae.store.shuffled")  # which rows a step sees
 CODE = {
     "harvest": ("pipelines.harvest", "sae.corpus", "sae.lm", "sae.store"),
-    "train": ("pipelines.train", "sae.kernels", "sae.coders", "sae.training"),
+    "train": ("pipelines.train", "sae.kernels", "sae.coders", "sae.training", *SHUFFLE),
     "evaluate": ("pipelines.evaluate", "sae.metrics"),
     "compare": ("pipelines.compare", "pipelines.alike", "pipelines.sweep", "sae.metrics"),
     "index": ("pipelines.index", "sae.features"),

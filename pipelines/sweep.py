@@ -31,9 +31,12 @@ def expand(sweep: Any) -> list[CoderConfig]:
     axes = _axes(sweep)
     coders: dict[str, CoderConfig] = {}
     used: set[str] = set()
+    architectures: set[str] = set()
     for values in product(*axes.values()):
         given = dict(zip(axes, values, strict=True))
-        foreign = set(_coder(given).options) - set(hyperparameters_of(given["architecture"]))
+        made = _coder(given)
+        foreign = set(made.options) - set(hyperparameters_of(made.architecture))
+        architectures.add(made.architecture)
         given = {key: value for key, value in given.items() if key not in foreign}
         used |= set(given)
         coder = _coder(given)
@@ -47,7 +50,7 @@ def expand(sweep: Any) -> list[CoderConfig]:
         if key not in used:
             raise UserError(
                 f"`{KEY}.{key}` is given, but none of the sweep's architectures "
-                f"({', '.join(axes['architecture'])}) has a `{key}`; leave it out, or add one."
+                f"({', '.join(sorted(architectures))}) has a `{key}`; leave it out, or add one."
             )
     return list(coders.values())
 
@@ -84,7 +87,8 @@ def _axes(sweep: Any) -> dict[str, list[Any]]:
     if all(size in sweep for size in SIZES):
         raise UserError(f"`{KEY}` has both `width` and `expansion`; give one of them.")
     listed = {key: v if isinstance(v, list) else [v] for key, v in sweep.items()}
-    listed.setdefault("architecture", [CoderConfig.model_fields["architecture"].default])
+    if "recipe" not in listed:  # which brings its own
+        listed.setdefault("architecture", [CoderConfig.model_fields["architecture"].default])
     for key, values in listed.items():
         twice = [value for i, value in enumerate(values) if value in values[:i]]
         if twice:

@@ -35,6 +35,9 @@ from sae.training import (
     geometric_median,
     train,
 )
+from sae.training.resampling import check_resampling
+
+UNKNOWN = 64  # stands for dimensions before there is a store
 
 
 def run(config: RunConfig, names: Sequence[str], begin: Begin = nothing) -> dict[str, Any]:
@@ -149,7 +152,11 @@ def check_coders(config: RunConfig) -> None:
                 f"`{coder.architecture}` predicts one site from another; name it as `target_site` "
                 f"of the coder `{coder.name}`."
             )
-        settings_of(config, coder, steps=1)
+        check_resampling(coder.architecture, settings_of(config, coder, steps=1))
+        if coder.width is not None:  # else it depends on the store
+            extra = {"d_out": UNKNOWN} if coder.architecture in TWO_SITES else {}
+            with torch.device("meta"):  # shapes without memory
+                make_coder(coder.architecture, UNKNOWN, coder.width, **coder.options, **extra)
 
 
 def settings_of(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:

@@ -68,6 +68,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         array = _rows(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
         random = check_random_state(self.random_state)
         rows = _tensor(array)
+        for name in ("k", "n_components", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         batch = min(self.batch_size, len(rows))
         per_epoch = len(rows) // batch
         settings = Settings(
@@ -78,7 +81,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             seed=int(random.randint(2**31 - 1)),
         )
         k = min(self.k, self.n_components)
-        given = {"k": k, "target_l0": float(k), "l1": self.l1}
+        given = {"k": k, "max_iterations": k, "target_l0": float(k), "l1": self.l1}
         known = hyperparameters_of(self.architecture)
         options = {name: value for name, value in given.items() if name in known}
         coder = make_coder(self.architecture, rows.shape[1], self.n_components, **options)
@@ -107,6 +110,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Rows (n_samples, n_features) from codes, sparse or dense."""
         check_is_fitted(self)
         codes = sp.csr_matrix(X)
+        if codes.shape[1] != self.n_components:
+            raise ValueError(
+                f"X has {codes.shape[1]} columns; it must have one for each of the "
+                f"{self.n_components} components."
+            )
         support = Support(
             torch.from_numpy(codes.indices.astype(np.int64)),
             torch.from_numpy(codes.indptr.astype(np.int64)),

@@ -37,3 +37,21 @@ def test_it_works_in_a_pipeline_dense_or_sparse() -> None:
     b = make_pipeline(StandardScaler(), sparse).fit_transform(X)
     np.testing.assert_array_equal(a, b.toarray())
     assert list(dense.get_feature_names_out())[:2] == ["sparseautoencoder0", "sparseautoencoder1"]
+
+
+@pytest.mark.parametrize("name", ["k", "epochs", "batch_size", "n_components"])
+def test_sizes_are_at_least_1(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        SparseAutoencoder(**{name: 0}).fit(np.random.default_rng(0).normal(size=(20, 4)))
+
+
+def test_codes_have_a_column_for_each_component() -> None:
+    fitted = SparseAutoencoder(8, k=2, epochs=1).fit(np.random.default_rng(0).normal(size=(20, 4)))
+    with pytest.raises(ValueError, match="9 columns"):
+        fitted.inverse_transform(np.zeros((3, 9)))
+
+
+def test_matching_pursuit_takes_no_more_than_k() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 8))
+    coder = SparseAutoencoder(16, k=3, architecture="matching_pursuit", epochs=1).fit(X)
+    assert coder.transform(X).getnnz(axis=1).max() <= 3

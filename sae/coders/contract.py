@@ -158,9 +158,21 @@ class Coder(nn.Module, ABC):
         return self.b_dec_D
 
     def decode(self, codes: Codes, x_BD: Tensor | None = None) -> Tensor:
-        """Reconstruction (B, D). `x_BD`, the coder's input, matters to skip connections alone."""
+        """Reconstruction (B, D). `x_BD`, the coder's input, matters to skip connections alone.
+
+        Raises `UserError` for codes of another width.
+        """
+        if codes.width != self.d_sae:
+            raise UserError(
+                f"These codes are of {codes.width} latents, and the coder has {self.d_sae}; give "
+                "it codes of its own."
+            )
         kernels = kernels_for(self.W_dec_FD)
         return kernels.decode(codes.acts_N, self.W_dec_FD, codes.support) + self.b_dec_D
+
+    def without_codes(self, x_BD: Tensor | None = None) -> Tensor:
+        """What the decoder gives when no latent fires: b_dec (D,), and a skip connection's part."""
+        return self.b_dec_D
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return self.decode(self.encode(x_BD), x_BD)

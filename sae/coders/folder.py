@@ -30,12 +30,12 @@ LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
 
 
 def save_coder(coder: Coder, folder: Path | str) -> Path:
-    """Writes a coder that takes raw activations, and the sums of its files.
+    """Writes a coder that takes raw activations, in its form for inference, and its files' sums.
 
     Weights come first, so a `cfg.json` means whole. Sums of an older coder there go before that:
     what they said is no longer so.
     """
-    folder = Path(folder)
+    folder, coder = Path(folder), coder.for_inference()
     (folder / SUMS).unlink(missing_ok=True)
     atomic_write(folder / WEIGHTS, lambda file: write_safetensors(_weights(coder), file.name))
     write_json(folder / CONFIG, _config(coder))

@@ -22,22 +22,39 @@ CHUNK_VALUES = 1 << 24  # values of the largest tensor of a chunk
 
 
 @torch.no_grad()
-def refit(coder: Coder, codes: Codes, target_BD: Tensor, *, nonnegative: bool = True) -> Codes:
+def refit(
+    coder: Coder,
+    codes: Codes,
+    target_BD: Tensor,
+    x_BD: Tensor | None = None,
+    *,
+    nonnegative: bool = True,
+) -> Codes:
     """The same support, with the activations that bring `coder.decode` closest to the target.
 
-    `target_BD` is what the decoder should give: the coder's input, for an autoencoder. Entries
-    whose activation becomes 0 stay in the support.
+    `target_BD` is what the decoder should give: the coder's input, for an autoencoder. `x_BD` is
+    that input, where the coder has a skip connection. Entries whose activation becomes 0 stay in
+    the support.
     """
-    wanted_BD = target_BD.to(coder.W_dec_FD.dtype) - coder.b_dec_D
+    wanted_BD = target_BD.to(coder.W_dec_FD.dtype) - coder.without_codes(x_BD)
     return least_squares(wanted_BD, coder.W_dec_FD, codes.support, nonnegative=nonnegative)
 
 
 @torch.no_grad()
 def pursue(
-    coder: Coder, target_BD: Tensor, k: int, *, tolerance: float = 0.0, nonnegative: bool = True
+    coder: Coder,
+    target_BD: Tensor,
+    k: int,
+    x_BD: Tensor | None = None,
+    *,
+    tolerance: float = 0.0,
+    nonnegative: bool = True,
 ) -> Codes:
-    """Codes of at most `k` latents by orthogonal matching pursuit on the coder's dictionary."""
-    wanted_BD = target_BD.to(coder.W_dec_FD.dtype) - coder.b_dec_D
+    """Codes of at most `k` latents by orthogonal matching pursuit on the coder's dictionary.
+
+    `x_BD` is the coder's input, where it has a skip connection.
+    """
+    wanted_BD = target_BD.to(coder.W_dec_FD.dtype) - coder.without_codes(x_BD)
     return orthogonal_matching_pursuit(
         wanted_BD, coder.W_dec_FD, k, tolerance=tolerance, nonnegative=nonnegative
     )

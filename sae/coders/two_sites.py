@@ -50,6 +50,9 @@ class TwoSites(Coder):
         """Prediction (B, d_out). With a skip connection it depends on the input (B, d_in) too."""
         return super().decode(codes) + self._skipped(x_BD)
 
+    def without_codes(self, x_BD: Tensor | None = None) -> Tensor:
+        return super().without_codes() + self._skipped(x_BD)
+
     def initialise(
         self, mean_D: Tensor, generator: torch.Generator, target_mean_D: Tensor | None = None
     ) -> None:

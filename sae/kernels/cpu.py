@@ -22,9 +22,9 @@ def row_topk(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `reference.row_topk`; candidates come from a product in `dtype`."""
-    if W_FD.dtype is not torch.float32:  # float64 is for tests of gradients
-        return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)
     dtype = dtype or W_FD.dtype
+    if W_FD.dtype is not torch.float32 or dtype not in (torch.float32, torch.bfloat16):
+        return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)  # whose bits the loops cannot read
     candidates = k
     if dtype is not W_FD.dtype:
         candidates = min(k + sparse.SLACK, len(W_FD))
@@ -73,6 +73,7 @@ def decode_residual(
     acts_N: Tensor, W_FD: Tensor, b_D: Tensor, y_BD: Tensor, support: Support
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `Kernels.decode_residual`, in one pass over the rows."""
+    y_BD, acts_N = y_BD.contiguous(), acts_N.contiguous()  # what is like them is written in place
     residual_BD, dots_N = torch.empty_like(y_BD), torch.empty_like(acts_N)
     acts, W, b, y = (_numpy(t) for t in (acts_N, W_FD, b_D, y_BD))
     offsets, indices = _numpy(support.offsets_B1), _numpy(support.indices_N)

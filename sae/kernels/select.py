@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.kernels.codes import Support
 from sae.kernels.dispatch import Kernels, kernels_for
 
+ROUNDING = 1e-5  # relative: what two float32 products of the same rows may differ by
 CHUNK_VALUES = 1 << 26  # values of the dense (rows, F) scores that exist at a time
 
 
@@ -70,7 +71,9 @@ def select_batchtopk(
             )
             for some in full.split(max(1, CHUNK_VALUES // width)):
                 whole = x_BD[some] @ W_FD.T + b_F
-                extra_row, extra_latent = ((whole >= cut) & (whole > 0)).nonzero(as_tuple=True)
+                # this product rounds otherwise than the one that `cut` is of; the rest is cut below
+                near = cut - ROUNDING * abs(cut)
+                extra_row, extra_latent = ((whole >= near) & (whole > 0)).nonzero(as_tuple=True)
                 row_parts.append(some[extra_row])
                 latent_parts.append(extra_latent)
                 pre_parts.append(whole[extra_row, extra_latent])

@@ -32,7 +32,6 @@ from sae.coders.refit import least_squares, orthogonal_matching_pursuit
 from sae.kernels import kernels_for
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls.base import best_scale
-from sae.metrics.other_decoder import without_codes
 from sae.metrics.reconstruction import total_variance
 from sae.metrics.registry import Metric
 from sae.metrics.sample import Sample
@@ -112,7 +111,7 @@ def _errors(
 ) -> tuple[int, dict[str, Tensor]]:
     """Latents that pursuit may take on each row; x − x̂ of every step (B, D)."""
     codes = coder.encode(held.given_BD)
-    wanted_BD = held.wanted_BD - without_codes(coder, held.given_BD)
+    wanted_BD = held.wanted_BD - coder.without_codes(held.given_BD)
     W_FD = coder.W_dec_FD.detach()
     nonnegative = bool((codes.acts_N >= 0).all())
     active = max(1, round(float(in_float64(codes.l0()).mean())))
@@ -138,7 +137,7 @@ def _errors(
 
     pursued_BD = revived_BD = pursue(wanted_BD, W_FD)
     if len(silent):
-        target_BD = train.wanted_BD - without_codes(coder, train.given_BD)
+        target_BD = train.wanted_BD - coder.without_codes(train.given_BD)
         left_BD = pursue(target_BD[:: max(1, len(target_BD) // REVIVERS)], W_FD)
         revived_BD = pursue(wanted_BD, _revived(W_FD, silent, left_BD, seed))
     tell(passes, passes)

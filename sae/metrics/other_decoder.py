@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sae.coders import Coder, Codes, Support
+from sae.coders import Coder, Codes
 
 
 class OtherDecoder:
@@ -43,10 +43,3 @@ def shuffled(coder: Coder, seed: int) -> Tensor:
     """(F, D): the coder's decoder rows, permuted."""
     order = torch.randperm(coder.d_sae, generator=torch.Generator().manual_seed(seed))
     return coder.W_dec_FD.detach()[order.to(coder.W_dec_FD.device)]
-
-
-def without_codes(coder: Coder, given_BD: Tensor) -> Tensor:
-    """What the decoder gives when no latent fires: b_dec, and a skip connection's part."""
-    none_B = torch.zeros(len(given_BD), dtype=torch.int64, device=given_BD.device)
-    none = Support.of_counts(none_B[:0], none_B, coder.d_sae)
-    return coder.decode(Codes(given_BD.new_zeros(0), none), given_BD)

@@ -9,6 +9,8 @@ from sae.coders.entries import DENSE_ABOVE
 from sae.kernels import Kernels, select_topk
 
 LEAK = 0.1  # slope below zero; docs/training.md compares it with 0 and 1
+MOST_VALUES = 1 << 27  # of the dead rows of one matrix, at a time
+COPIES = 6  # of those values that a step holds, all told
 EPSILON = torch.finfo(torch.float32).tiny
 
 
@@ -31,6 +33,18 @@ class DeadLatents:
     def dead(self) -> Tensor:
         """Latent numbers, ascending."""
         return (self.silent_F >= self.after).nonzero()[:, 0]
+
+    def longest(self, dead: Tensor, most: int) -> Tensor:
+        """The dead ones that have been silent longest, at most so many, ascending."""
+        if len(dead) <= most:
+            return dead
+        order = self.silent_F[dead].argsort(descending=True, stable=True)
+        return dead[order[:most].sort().values]
+
+
+def most_revived(d: int) -> int:
+    """Dead latents that AuxK takes at a time, so that copies of their rows fit beside the coder."""
+    return max(1, MOST_VALUES // d)
 
 
 def auxk_step(

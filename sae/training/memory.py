@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sae.coders import Coder
+from sae.training.dead import COPIES, most_revived
 from sae.training.optimizer import moment_dtype
 from sae.training.settings import Settings
 
@@ -21,8 +22,9 @@ def bytes_needed(coder: Coder, settings: Settings) -> Need:
     """What a training on a CPU takes at most, up to what is small beside it.
 
     Kept: weights, Adam's two moments, gradients, the average, the encoder in bfloat16 for the
-    selection, examples for resampling. Only shapes are looked at: the coder may be on torch's
-    `meta` device, where its weights take no memory.
+    selection, examples for resampling. At work: dense scores, copies of dead latents' rows. Only
+    shapes are looked at: the coder may be on torch's `meta` device, where its weights take no
+    memory.
     """
     kept = coder.gradient_values(settings.batch) * FLOAT + 2 * coder.W_enc_FD.numel()
     for weight in coder.parameters():
@@ -31,4 +33,8 @@ def bytes_needed(coder: Coder, settings: Settings) -> Need:
         kept += weight.numel() * (FLOAT + moments + average)
     if settings.resample:  # as many examples as latents may turn out to be dead
         kept += coder.W_enc_FD.numel() * FLOAT
-    return Need(kept, coder.dense_values(settings.batch) * FLOAT)
+    at_work = coder.dense_values(settings.batch) * FLOAT
+    if coder.uses_auxk and settings.auxk_coefficient:  # all latents may be dead at first
+        revived = min(coder.d_sae, most_revived(coder.d_in))
+        at_work += COPIES * revived * coder.d_in * FLOAT
+    return Need(kept, at_work)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from sae.base.errors import UserError
 from sae.coders import Coder, Forward
+from sae.coders.registry import ARCHITECTURES
 from sae.training.optimizer import CoderOptimizer
 from sae.training.settings import Settings
 
@@ -33,15 +34,20 @@ EXAMPLES = 819_200  # inputs before a resampling step that are examples, in whol
 ENCODER_NORM = 0.2  # of a new encoder row, in mean norms of the living ones
 
 
+def check_resampling(architecture: str, settings: Settings) -> None:
+    """Raises `UserError` if coders of this architecture are not resampled, and it is asked for."""
+    if settings.resample and not ARCHITECTURES[architecture].resamples:
+        raise UserError(
+            f"`resample` is given for a `{architecture}` coder; only `relu` coders "
+            "are resampled, others keep their latents alive by AuxK or need no help."
+        )
+
+
 class Resampler:
     """Resamples at the steps that `Settings.resample` names, and gathers examples before them."""
 
     def __init__(self, coder: Coder, settings: Settings) -> None:
-        if settings.resample and not coder.resamples:
-            raise UserError(
-                f"`resample` is given for a `{coder.architecture}` coder; only `relu` coders "
-                "are resampled, others keep their latents alive by AuxK or need no help."
-            )
+        check_resampling(coder.architecture, settings)
         self.coder, self.settings = coder, settings
         self.steps = sorted({max(1, round(s * settings.steps)) for s in settings.resample})
         self.window = max(1, round(settings.resample_window * settings.steps))

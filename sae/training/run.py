@@ -77,12 +77,12 @@ def train(
                     on_log(step, records)
             if on_step:
                 on_step(step)
-            asked = stop is not None and stop.number is not None
-            if saver.is_due() or step == steps or asked:
+            asked = stop.number if stop is not None else None  # once: it may come at any moment
+            if saver.is_due() or step == steps or asked is not None:
                 saver.save(step)
-            if stop is not None and stop.number is not None:
+            if asked is not None:
                 raise Interrupted(
-                    stop.number,
+                    asked,
                     f"Training stopped at step {step} of {steps}, which is saved in {saver.last}; "
                     "the same command goes on from there.",
                 )

@@ -40,7 +40,7 @@ class Settings:
                 raise UserError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         for name in ("learning_rate", "auxk_k"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN is not
                 raise UserError(f"`{name}` is {value}; it must be above 0.")
         if not self.grad_clip >= 0:
             raise UserError(

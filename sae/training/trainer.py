@@ -16,7 +16,7 @@ from sae.coders import Coder, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
 from sae.training.averaging import WeightAverage
-from sae.training.dead import DeadLatents, auxk_step
+from sae.training.dead import DeadLatents, auxk_step, most_revived
 from sae.training.optimizer import CoderOptimizer
 from sae.training.resampling import Resampler
 from sae.training.settings import Settings
@@ -154,7 +154,7 @@ class CoderTrainer:
                 coder,
                 x_BD,
                 residual_BD,
-                dead,
+                self.dead.longest(dead, most_revived(coder.d_in)),
                 self.auxk_k,
                 settings.auxk_coefficient,
                 self.kernels,

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 import sae.coders.refit as module
 from sae.base.errors import UserError
-from sae.coders import make_coder
+from sae.coders import TwoSites, make_coder
 from sae.coders.nonnegative import solve_nonnegative
 from sae.coders.refit import least_squares, orthogonal_matching_pursuit, pursue, refit
-from sae.kernels import Support
+from sae.kernels import Codes, Support
 
 B, D, F_, K = 40, 12, 30, 5
 
@@ -135,6 +135,31 @@ def test_the_amortisation_gap_of_a_coder() -> None:
     ]
     assert errors[0] > errors[1] > errors[2] > 0
     assert (refit(coder, codes, x_BD).acts_N >= 0).all()
+
+
+def test_what_a_skip_connection_gives_is_not_fitted_again() -> None:
+    coder = make_coder("skip_transcoder", D, F_, k=K)
+    coder.initialise(torch.zeros(D), torch.Generator().manual_seed(0), torch.zeros(D))
+    assert isinstance(coder, TwoSites)
+    with torch.no_grad():
+        coder.W_skip_OD.normal_(generator=torch.Generator().manual_seed(2))
+    coder.requires_grad_(False)
+    x_BD, target_BD = torch.randn(2, 200, D, generator=torch.Generator().manual_seed(1))
+    codes = coder.encode(x_BD)
+
+    def error(codes: Codes) -> float:
+        return float((coder.decode(codes, x_BD) - target_BD).square().sum())
+
+    assert error(refit(coder, codes, target_BD, x_BD)) <= error(codes)
+    assert error(pursue(coder, target_BD, K, x_BD)) < error(codes)
+    with pytest.raises(UserError, match="input"):
+        refit(coder, codes, target_BD)
+
+
+def test_codes_of_another_width_are_refused() -> None:
+    narrow, wide = (make_coder("topk", D, width, k=K) for width in (F_, 4 * F_))
+    with pytest.raises(UserError, match=f"{4 * F_} latents, and the coder has {F_}"):
+        narrow.decode(wide.encode(torch.randn(3, D)))
 
 
 def test_mistakes_get_a_sentence(problem) -> None:

@@ -165,3 +165,36 @@ def test_codes_forms_agree() -> None:
         torch.testing.assert_close(again, dense)
         padded = torch.zeros(support.rows, F).scatter_add(1, codes.indices_BK, codes.acts_BK)
         torch.testing.assert_close(padded, dense)
+
+
+@AT_PLACES
+@pytest.mark.parametrize("name", ["fixed", "ragged"])
+def test_rows_may_lie_otherwise_in_memory(backend: str, device: str, name: str) -> None:
+    """Column-major activations and targets, as a transposed array has them."""
+    support = moved(make_supports()[name], device)
+    results = []
+    for turned in (False, True):
+        kernels = kernels_at(backend, device)
+        x, b_dec, W, b = (t.detach() for t in make_inputs(torch.float32, device))
+        W_dec = make_decoder(torch.float32, device).detach().requires_grad_()
+        if turned:
+            x = x.T.contiguous().T
+        pre = kernels.encode_at(x, b_dec, W, b, support)
+        error, residual = kernels.decode_error(torch.relu(pre), W_dec, b_dec, x, support)
+        error.backward()
+        results.append([pre, error, residual, W_dec.grad])
+    for plain, other in zip(*results, strict=True):
+        plain, other = (t.to_dense() if t.is_sparse else t for t in (plain, other))
+        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-5)
+
+
+@AT_PLACES
+@pytest.mark.parametrize("candidates", HALF)
+def test_candidates_of_either_half_precision(
+    backend: str, device: str, candidates: torch.dtype
+) -> None:
+    x, _, W, b = (t.detach() for t in make_inputs(torch.float32, device))
+    found, pre = kernels_at(backend, device).row_topk(x, W, b, K, candidates)
+    truth, _ = REFERENCE.row_topk(x, W, b, K)
+    assert torch.equal(found.sort(dim=1).values.cpu(), truth.sort(dim=1).values.cpu())
+    torch.testing.assert_close(pre, (x @ W.T + b).gather(1, found))

@@ -12,7 +12,6 @@ from sae.lm import LanguageModel
 from sae.metrics import evaluate
 from sae.metrics.controls import TrainData, fit_full_linear_map, fit_linear_map, shuffled_decoder
 from sae.metrics.geometry import geometry_sums
-from sae.metrics.other_decoder import without_codes
 from sae.metrics.sample import draw
 from sae.store import ActivationStore
 from tests.metrics.conftest import END, SITE, TRAIN, T, build_store
@@ -132,10 +131,10 @@ def test_a_shuffled_decoder_keeps_the_codes_and_the_skip_connection(
     x_BD, y_BD = data.some_pairs()
     codes = transcoder.encode(x_BD)
     assert torch.equal(control.encode(x_BD).dense(), codes.dense())
-    written_BD = control(x_BD) - without_codes(transcoder, x_BD)
+    written_BD = control(x_BD) - transcoder.without_codes(x_BD)
     torch.testing.assert_close(written_BD, codes.dense() @ control.W_dec_FD, rtol=1e-4, atol=1e-4)
     left, none = ((y_BD - found_BD).square().sum() for found_BD in
-                  (control(x_BD), without_codes(transcoder, x_BD)))  # fmt: skip
+                  (control(x_BD), transcoder.without_codes(x_BD)))  # fmt: skip
     assert left <= none * (1 + 1e-5)  # the one factor is fitted to the target
     assert found["controls"]["shuffled_decoder"]["fvu_ratio"]["value"] < 1
 

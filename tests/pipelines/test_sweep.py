@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.config import RunConfig
 from pipelines.progress import listed
+from pipelines.recipes import RECIPES
 from pipelines.sweep import family_name
 from sae.base.config import validate
 from sae.base.errors import UserError
@@ -196,3 +197,10 @@ def test_a_coder_that_is_dense_at_first_needs_more_memory(
         sweep = f"train.sweep={{architecture: {architecture}, width: 20000}}"
         output = sae("train", str(swept), sweep, "train.batch=128", code=code)
         assert ("a smaller `train.batch`" in output) == (code == 2), output
+
+
+def test_recipes_bring_their_architectures() -> None:
+    found = config(sweep={"recipe": list(RECIPES), "l1": [5, 10]}).train.coders
+    made = {(coder.recipe, coder.architecture, coder.l1) for coder in found}
+    own = {name: recipe["architecture"] for name, recipe in RECIPES.items()}
+    assert made == {(name, own[name], l1) for name in RECIPES for l1 in (5, 10)}

@@ -368,3 +368,11 @@ def test_two_sites_need_a_target_and_one_site_has_none(store: ActivationStore) -
         CoderTrainer(
             "t", make_coder("topk", 16, 64, k=4), SITE, store.stats(SITE), settings, target=target
         )
+
+
+def test_of_many_dead_latents_the_longest_silent_come_first() -> None:
+    silent = DeadLatents(8, after=10)
+    silent.silent_F = torch.tensor([50, 3, 20, 90, 10, 60, 20, 0])
+    assert silent.dead.tolist() == [0, 2, 3, 4, 5, 6]
+    assert silent.longest(silent.dead, 6).tolist() == [0, 2, 3, 4, 5, 6]
+    assert silent.longest(silent.dead, 4).tolist() == [0, 2, 3, 5]  # of equal ones the first

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sae.coders import Coder, Codes, make_coder
 from sae.metrics.controls.base import TrainData, best_scale
-from sae.metrics.other_decoder import OtherDecoder, shuffled, without_codes
+from sae.metrics.other_decoder import OtherDecoder, shuffled
 
 
 def random_dictionary(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Coder:
@@ -53,7 +53,7 @@ def shuffled_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> O
     """The coder's codes with its decoder rows permuted: each latent writes another's direction."""
     x_BD, wanted_BD = data.some_pairs()
     rows_FD = shuffled(coder, seed)
-    base_BD = without_codes(coder, x_BD)
+    base_BD = coder.without_codes(x_BD)
     found_BD = OtherDecoder(coder, rows_FD)(x_BD) - base_BD
     return OtherDecoder(coder, rows_FD * best_scale(wanted_BD - base_BD, found_BD))
 
