@@ -6,12 +6,12 @@
 
 One activation store of the embedded corpus; every system trains a TopK coder of the same width
 and k on the same rows in the same order, in its own environment, with AuxK on and the same dead
-window. Settings are chosen for all by one procedure, with seed 0 and the full budget: a system's own
-default learning rate times each of `--multiples`, on raw rows (Loupe's: `--own-multiples`), and of
-`--unit-multiples`, on rows scaled to a mean square of 1; then the geometric mean of the best rate
-that leaves at most 1 % of the latents dead and of the next one tried above it. Of those with at most
-1 % dead, the lowest FVU is taken; all that was tried is in the file. (sparsify's optimiser is Adam,
-its default rate that for Adam.) All coders are converted to Loupe's format and scored by
+window. Settings are chosen for all by one procedure, with seed 0 and the full budget: a system's
+own default learning rate times each of `--multiples`, on raw rows (Loupe's: `--own-multiples`), and
+of `--unit-multiples`, on rows scaled to a mean square of 1; then the geometric mean of the best
+rate that leaves at most 1 % of the latents dead and of the next one tried above it. Of those with
+at most 1 % dead, the lowest FVU is taken; all that was tried is in the file. (sparsify's optimiser
+is Adam, its default rate that for Adam.) All coders are converted to Loupe's format and scored by
 `sae.metrics` on held-out documents.
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
