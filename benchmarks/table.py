@@ -16,22 +16,28 @@ def step_table(rows: Sequence[dict[str, Any]]) -> Table:
     names = ["s / step", "tokens / s", "x bf16 GEMM", "x loupe", "peak memory"]
     for name in [*names, *(["of roofline"] if roof else [])]:
         table.add_column(name, justify="right")
-    ours = {row["case"]: row["seconds"] for row in rows if row["system"] == "loupe"}
+    cases = [(row["case"], row.get("device", "cpu")) for row in rows]
+    own = {
+        case: row["seconds"]
+        for case, row in zip(cases, rows, strict=True)
+        if row["system"] == "loupe"
+    }
     last = None
-    for row in rows:
-        if last != row["case"]:
+    for case, row in zip(cases, rows, strict=True):
+        if last != case:
             table.add_section()
-            table.add_row(f"[bold]{row['case'].removeprefix('train_step ')}")
-        last = row["case"]
+            where = "" if case[1] == "cpu" else f" on {case[1]}"
+            table.add_row(f"[bold]{row['case'].removeprefix('train_step ')}{where}")
+        last = case
         if row["seconds"] is None:
             table.add_row(row["system"], row["note"])
             continue
-        own = ours.get(row["case"])
+        ours = own.get(case)
         cells = [
             f"{row['seconds']:.4f}",
             f"{row['tokens_per_s']:,.0f}",
             "" if row["gemm_ratio"] is None else f"{row['gemm_ratio']:.2f}",
-            f"{row['seconds'] / own:.2f}" if own else "",
+            f"{row['seconds'] / ours:.2f}" if ours else "",
             human_bytes(row["peak_bytes"]),
             f"{row['roofline_share']:.0%}" if "roofline_share" in row else "",
         ]

@@ -45,17 +45,18 @@ def main() -> None:
     shares = sum(WIDTHS.get(width, 0.3) for width, _ in cases)
     for width, auxk in cases:
         spec = Spec(768, width, 32, 4096, FAR_STEPS, auxk, device=given.device)
-        name = case_name(spec)
-        if given.missing and any(row["case"] == name for row in found["rows"]):
+        name, here = case_name(spec), (case_name(spec), given.device)
+        done = {(row["case"], row.get("device", "cpu")) for row in found["rows"]}
+        if given.missing and here in done:
             continue
         budget = 60 * given.minutes * WIDTHS.get(width, 0.3) / shares
         rows, run = measure(spec, given, budget, console)
-        kept = [row for row in found["rows"] if row["case"] != name]
+        kept = [row for row in found["rows"] if (row["case"], row.get("device", "cpu")) != here]
         found = {
             "schema": 1,
             "machine": machine(),
             "units": {"seconds": "per step", "peak_bytes": "over what was held before building"},
-            "runs": {**found["runs"], name: run},
+            "runs": {**found["runs"], run_name(name, given.device): run},
             "rows": kept + rows,
         }
         write_json(given.out, found)
@@ -91,6 +92,11 @@ def case_name(spec: Spec) -> str:
     return name + " auxk" if spec.auxk else name
 
 
+def run_name(case: str, device: str) -> str:
+    """On a CPU, as it always was: the case alone."""
+    return case if device == "cpu" else f"{case} on {device}"
+
+
 def measure(
     spec: Spec, given: argparse.Namespace, budget: float, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -120,6 +126,7 @@ def measure(
     rows = [row(spec, s, seconds, pool, notes.get(s)) for s in given.systems]
     run = {
         **occasion(),
+        "machine": machine(),
         "rounds": rounds,
         "wall_seconds": round(time.monotonic() - began, 1),
         "systems": {name: pool.facts[name] for name in given.systems if name in pool.facts},
@@ -143,7 +150,7 @@ def row(
     spec: Spec, system: str, seconds: dict[str, list[float]], pool: Pool, note: str | None
 ) -> dict[str, Any]:
     """A failed system keeps its row: with a note, without numbers."""
-    case = {"case": case_name(spec), "system": system}
+    case = {"case": case_name(spec), "system": system, "device": spec.device}
     if note is not None or not seconds[system]:
         empty = dict.fromkeys(("seconds", "tokens_per_s", "peak_bytes", "gemm_ratio"))
         return {**case, **empty, "note": note or "not measured"}

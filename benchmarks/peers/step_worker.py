@@ -44,8 +44,7 @@ class Server:
         shuffled = torch.randperm(self.spec.width, generator=torch.Generator().manual_seed(2))
         self.dead = shuffled[:count].sort().values.to(self.spec.device)
         torch.ones(1024, 1024) @ torch.ones(1024, 1024)  # thread pools and scratch space
-        reset_high_water()
-        self.baseline = high_water()
+        self.baseline = baseline(self.spec.device)
         if self.revives:
             self.system = self.module.System(self.spec, self.batches[0])
         else:
@@ -76,13 +75,22 @@ class Server:
 
     def peak(self) -> int:
         if self.spec.device.startswith("cuda"):
-            return torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_allocated() - self.baseline
         return high_water() - self.baseline
 
 
 def synchronise(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def baseline(device: str) -> int:
+    """What is held before the system is built; the mark of the most is set back to it."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    reset_high_water()
+    return high_water()
 
 
 def high_water() -> int:
