@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="an empty folder for coder and checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on from what --save has")
     given = parser.parse_args()
-    spec = Spec(768, given.width, 32, 4096, steps=100_000)
+    spec = Spec(768, given.width, 32, 4096, steps=100_000, auxk=given.dead_share > 0)
     batches = synthetic_batches(spec, 2)
     before = peak()
     began = time.perf_counter()
