@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+RIDGE = 1e-9  # of the mean of the diagonal
 SINGLE_AFTER = 3  # full exchanges without progress before one variable at a time is exchanged
 
 
@@ -30,8 +31,20 @@ def solve_nonnegative(gram_BKK: Tensor, target_BK: Tensor) -> Tensor:
     Block principal pivoting (Kim & Park 2011, "Fast nonnegative matrix factorization: an
     active-set-like method"): variables that violate the optimality conditions (z ≥ 0 where free,
     gradient ≥ 0 where bound) change sides all at once; where that stops helping, only the last of
-    them does, which ends after finitely many exchanges.
+    them does, which ends after finitely many exchanges if G is regular. Where it is not, it may go
+    round in circles; such rows are solved with a little added to the diagonal.
     """
+    z_BK, left = _pivoted(gram_BKK, target_BK)
+    if len(left):
+        mean_B = gram_BKK[left].diagonal(dim1=-2, dim2=-1).mean(1)
+        ridge = torch.eye(gram_BKK.shape[-1], dtype=gram_BKK.dtype, device=gram_BKK.device)
+        regular_BKK = gram_BKK[left] + RIDGE * mean_B[:, None, None] * ridge
+        z_BK[left], _ = _pivoted(regular_BKK, target_BK[left])
+    return z_BK
+
+
+def _pivoted(gram_BKK: Tensor, target_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Solutions, and the numbers of the rows for which none was found."""
     rows, width = target_BK.shape
     size_BK = gram_BKK.diagonal(dim1=-2, dim2=-1).sqrt()
     unit_BK = torch.where(size_BK > 0, 1 / size_BK.clamp_min(1e-300), 0.0)
@@ -52,7 +65,7 @@ def solve_nonnegative(gram_BKK: Tensor, target_BK: Tensor) -> Tensor:
         z_BK[left] = z.clamp_min(0)
         count = wrong.sum(1)
         if not bool(count.any()):
-            break
+            break  # all are solved
         better = count < fewest_B[left]
         whole = better | (patience_B[left] > 0)
         patience_B[left] = torch.where(better, SINGLE_AFTER, (patience_B[left] - 1).clamp_min(0))
@@ -61,7 +74,9 @@ def solve_nonnegative(gram_BKK: Tensor, target_BK: Tensor) -> Tensor:
         single = torch.zeros_like(wrong).scatter_(1, last[:, None], True) & wrong
         free_BK[left] = free ^ torch.where(whole[:, None], wrong, single)
         left = left[count > 0]
-    return z_BK
+    else:
+        return z_BK, left
+    return z_BK, left[:0]
 
 
 def _solve_free(gram_BKK: Tensor, target_BK: Tensor, free_BK: Tensor) -> Tensor:

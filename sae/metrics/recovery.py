@@ -108,7 +108,7 @@ def recovery_of(
         "mcc": matching.mcc,
         "mcc_encoder": None if W_enc_FD is None else match(W_enc_FD, truth.dictionary_nD).mcc,
         "mmcs": float(cosine_nF.max(axis=1).mean()),
-        "mmcs_learned": _mean(cosine_nF[:, fired_F].max(axis=0, initial=-1)),
+        "mmcs_learned": _mean(cosine_nF[:, fired_F].max(axis=0).tolist()),
         **firing_scores(codes_BF, sample.acts, matching),
         "uniqueness": uniqueness(cosine_nF[:, fired_F]),
         "dead_share": float(1 - fired_F.mean()),
@@ -117,11 +117,6 @@ def recovery_of(
         **absorption(codes_BF, W_dec_FD, truth, sample, matching),
         **hedging(W_dec_FD, truth, matching),
     }
-
-
-def _mean(values_F: npt.NDArray[np.floating]) -> float | None:
-    """None of nothing: no latent fires."""
-    return float(values_F.mean()) if len(values_F) else None
 
 
 def firing_scores(acts_BF: sp.spmatrix, true_Bn: sp.spmatrix, matching: Matching) -> Score:

@@ -192,7 +192,7 @@ def test_a_coder_that_is_dense_at_first_needs_more_memory(
     swept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of a fresh ReLU coder's latents fire: several tensors as wide as the dictionary."""
-    monkeypatch.setattr("sae.base.memory.available_memory", lambda: 50 << 20)
+    monkeypatch.setattr("sae.base.memory.available_memory", lambda: 60 << 20)
     for architecture, code in (("relu", 2), ("topk", 0)):
         sweep = f"train.sweep={{architecture: {architecture}, width: 20000}}"
         output = sae("train", str(swept), sweep, "train.batch=128", code=code)
