@@ -39,6 +39,9 @@ class Wrong(torch.nn.Module):
     def decode(self, codes: Codes, x_BD: Tensor | None = None) -> Tensor:
         return self.true.decode(codes)
 
+    def without_codes(self, x_BD: Tensor | None = None) -> Tensor:
+        return self.true.without_codes()
+
 
 def oracle(width: int = D) -> Coder:
     coder = make_coder("topk", D, width, k=ACTIVE)
