@@ -109,7 +109,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def inverse_transform(self, X: Any) -> npt.NDArray[np.float32]:
         """Rows (n_samples, n_features) from codes, sparse or dense."""
         check_is_fitted(self)
-        codes = sp.csr_matrix(X)
+        codes: Any = sp.csr_matrix(X)
         if codes.shape[1] != self.n_components:
             raise ValueError(
                 f"X has {codes.shape[1]} columns; it must have one for each of the "
