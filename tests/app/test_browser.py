@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -169,8 +170,11 @@ def test_a_bar_of_the_histogram_filters_the_examples(
 ) -> None:
     visit(page, server, "feature?feature=1")
     chart = page.locator('[data-testid="stVegaLiteChart"]').first
-    chart.locator("path[aria-roledescription=bar]").nth(2).click()
-    expect(page.get_by_role("radio", name="Bin")).to_be_checked()
+    for wait in (10_000, 10_000, 60_000):  # a chart is drawn before it listens to clicks
+        chart.locator("path[aria-roledescription=bar]").nth(2).click()
+        with suppress(AssertionError):
+            expect(page.get_by_role("radio", name="Bin")).to_be_checked(timeout=wait)
+            break
     settle(page)
     assert query(page)["tab"] == "bin"
     edges = FeatureIndex.open(live_run / "features" / "hostile").histogram(1).edges
