@@ -8,7 +8,7 @@ were read.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,6 +38,7 @@ class Fingerprints:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._known: dict[str, str] = {}
+        self._own: dict[str, list[Any]] = {}  # settings and code, apart from what is read
 
     def of(self, stage: Stage, coder: str | None) -> str:
         """Of an item that is made of items as this configuration wants them."""
@@ -53,8 +54,10 @@ class Fingerprints:
         return self._of(stage, coder, [manifest.items[i]["fingerprint"] for i in inputs])
 
     def _of(self, stage: Stage, coder: str | None, read: list[str]) -> str:
-        settings = stage.settings(self.config, coder)
-        return sha256_json([settings, code_hash(*CODE[stage.name]), read])
+        item = stage.item(coder)
+        if item not in self._own:  # a harvest's settings take reading the whole model
+            self._own[item] = [stage.settings(self.config, coder), code_hash(*CODE[stage.name])]
+        return sha256_json([*self._own[item], read])
 
     def _read_by(self, stage: Stage, coder: str | None) -> list[tuple[Stage, str | None]]:
         """A stage of one coder reads that coder's items, one of all coders the items of all."""
@@ -89,18 +92,14 @@ def plan(
         forced |= any(task.stage.name == stage.part_of for task in todo)  # it lost what it made
         coders = stage.coders(config)
         if not forced:
-            coders = stale(config, stage, coders, manifest, fingerprints)
+            coders = stale(stage, coders, manifest, fingerprints)
         if coders:
             todo.append(Task(stage, coders, forced))
     return todo
 
 
 def stale(
-    config: RunConfig,
-    stage: Stage,
-    coders: Sequence[str | None],
-    manifest: Manifest,
-    fingerprints: Fingerprints,
+    stage: Stage, coders: Sequence[str | None], manifest: Manifest, fingerprints: Fingerprints
 ) -> list[str | None]:
     """Those of the coders whose items are not what would be made now."""
     return [
@@ -150,7 +149,7 @@ def _run_stage(
     stage, coders, forced = task
     manifest = Manifest.open(config.folder)
     if not forced:  # another process may have done some since the plan was made
-        coders = stale(config, stage, coders, manifest, fingerprints)
+        coders = stale(stage, coders, manifest, fingerprints)
         if not coders:
             return
     _require_inputs(config, stage, manifest)

@@ -37,8 +37,8 @@ def solve_nonnegative(gram_BKK: Tensor, target_BK: Tensor) -> Tensor:
     z_BK, left = _pivoted(gram_BKK, target_BK)
     if len(left):
         mean_B = gram_BKK[left].diagonal(dim1=-2, dim2=-1).mean(1)
-        ridge = torch.eye(gram_BKK.shape[-1], dtype=gram_BKK.dtype, device=gram_BKK.device)
-        regular_BKK = gram_BKK[left] + RIDGE * mean_B[:, None, None] * ridge
+        regular_BKK = gram_BKK[left]
+        regular_BKK.diagonal(dim1=-2, dim2=-1).add_(RIDGE * mean_B[:, None])
         z_BK[left], _ = _pivoted(regular_BKK, target_BK[left])
     return z_BK
 

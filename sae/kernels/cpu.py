@@ -24,7 +24,7 @@ def row_topk(
     """As `reference.row_topk`; candidates come from a product in `dtype`."""
     dtype = dtype or W_FD.dtype
     if W_FD.dtype is not torch.float32 or dtype not in (torch.float32, torch.bfloat16):
-        return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)  # whose bits the loops cannot read
+        return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)  # the loops read bits of these two alone
     candidates = k
     if dtype is not W_FD.dtype:
         candidates = min(k + sparse.SLACK, len(W_FD))
