@@ -53,8 +53,9 @@ def select(index: "FeatureIndex", expression: str | None, *, files: bool = True)
         UserError: a term that cannot be read, an unknown column or key (with the nearest), an id
             beyond the dictionary.
     """
-    hit_F = np.ones(index.width, bool)
-    _narrow(hit_F, index, scored_view(index), expression or "", depth=0 if files else _NO_FILES)
+    hit_F, view = np.ones(index.width, bool), scored_view(index)
+    for term in terms_of(resolved(expression, 0 if files else _NO_FILES)):
+        hit_F &= _term(index, view, term)
     return np.flatnonzero(hit_F)
 
 
@@ -62,9 +63,12 @@ def resolved(expression: str | None, depth: int = 0) -> str:
     """The expression with what its saved filters say in their place.
 
     Raises:
-        UserError: a saved filter that is not there, or is none.
+        UserError: an open quotation mark; a saved filter that is not there, or is none.
     """
-    terms = terms_of(expression or "")
+    expression = expression or ""
+    if expression.count('"') % 2:
+        raise UserError(f"The filter `{expression}` has an open quotation mark; close it.")
+    terms = terms_of(expression)
     return " ".join(
         resolved(_saved(term[1:].strip('"'), depth), depth + 1) if term.startswith("@") else term
         for term in terms
@@ -74,18 +78,6 @@ def resolved(expression: str | None, depth: int = 0) -> str:
 def terms_of(expression: str) -> list[str]:
     """The terms of an expression; spaces within quotation marks part nothing."""
     return _TERM.findall(expression)
-
-
-def _narrow(
-    hit_F: np.ndarray, index: "FeatureIndex", view: pd.DataFrame, expression: str, depth: int
-) -> None:
-    if expression.count('"') % 2:
-        raise UserError(f"The filter `{expression}` has an open quotation mark; close it.")
-    for term in terms_of(expression):
-        if term.startswith("@"):
-            _narrow(hit_F, index, view, _saved(term[1:].strip('"'), depth), depth + 1)
-        else:
-            hit_F &= _term(index, view, term)
 
 
 def _saved(path: str, depth: int) -> str:
