@@ -257,9 +257,11 @@ def interval(found: Mapping[str, Any]) -> str:
 
 
 def described(corpus: Mapping[str, Any]) -> str:
-    """A corpus in a few words; its description may be a sentence or a mapping."""
+    """A corpus in a few words: of a description that is a mapping, what is no list of its own."""
     said = corpus.get("description", "")
-    return ", ".join(map(str, said.values())) if isinstance(said, Mapping) else str(said)
+    if not isinstance(said, Mapping):
+        return str(said)
+    return ", ".join(str(value) for value in said.values() if not isinstance(value, Mapping))
 
 
 def moment(value: str) -> str:
