@@ -4,7 +4,8 @@
                                   [--multiples 0.3,1,3,10]
 
 Loupe's architectures with their default settings, SAELens, sparsify and dictionary_learning with
-their own trainers and recipes (each in an environment of its own, `PEERS/<name>`), and
+their own trainers and recipes (each in an environment of its own, `PEERS/<name>`) but Loupe's dead
+window and auxiliary loss, since theirs are made for trainings a thousand times longer, and
 scikit-learn's online dictionary learning, which is stopped after a time. Peers are given the best
 learning rate: with the first seed of a case each tries `--multiples` of its own default, and the
 one of the highest MCC is its result and goes on to the other seeds. Loupe keeps its default.
@@ -28,6 +29,7 @@ import numpy as np
 
 from benchmarks.machine import machine, occasion
 from benchmarks.recovery_systems import (
+    AUXK,
     CASES,
     D_OUT,
     PEERS,
@@ -88,7 +90,8 @@ def best_multiple(rows: list[Row], case: str, system: System) -> float | None:
 
 def measure(given: argparse.Namespace, size: Size) -> list[Row]:
     """All rows, old and new; the file is written after each."""
-    settings = json.loads(json.dumps({**asdict(size), "cases": _recipes()}))
+    settings = {**asdict(size), "auxk_alpha": AUXK, "cases": _recipes()}
+    settings = json.loads(json.dumps(settings))  # as a file has them
     kept = read_json(given.out) if given.out.exists() else {}
     rows = kept.get("rows", []) if kept.get("settings") == settings else []
     rows = [row for row in rows if "failed" not in row]

@@ -52,6 +52,7 @@ PEERS = {  # (system, architecture) -> package
     ("dictionary_learning", "batchtopk"): "dictionary-learning",
 }
 SKLEARN = ("sklearn", "MiniBatchDictionaryLearning")
+AUXK = 1 / 32  # weight of the auxiliary loss, of Loupe and of every peer (Gao et al. 2024)
 ALPHA = 0.2  # of scikit-learn's lasso; its default of 1 would silence features of magnitude 1
 
 
@@ -149,8 +150,13 @@ def draw(case: str, seed: int, size: Size, folder: Path) -> Data:
     return data
 
 
+def settings_of(data: Data) -> Settings:
+    """Loupe's defaults for as many steps."""
+    return Settings(steps=data.steps, batch=data.batch, seed=data.seed)
+
+
 def loupe(architecture: str, data: Data) -> Found:
-    settings = Settings(steps=data.steps, batch=data.batch, seed=data.seed)
+    settings = settings_of(data)
     options, target = dict(OPTIONS.get(architecture, {})), None
     if architecture in TWO_SITES:
         target = TARGET, data.stream.stats(site=TARGET)
@@ -184,6 +190,8 @@ def peer(
         "batch": data.batch,
         "seed": data.seed,
         "multiple": multiple,
+        "dead_after": settings_of(data).dead_tokens,
+        "auxk_alpha": AUXK,
     }
     settings = data.folder / "settings.json"
     write_json(settings, given)

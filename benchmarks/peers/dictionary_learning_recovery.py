@@ -1,10 +1,12 @@
 """dictionary_learning's own `trainSAE` and trainers. See `recovery_peer.py`.
 
-Activations are normalised, as its demo and README do; all else are the trainers' defaults.
+Activations are normalised, as its demo and README do, and the dead window is the one given; all
+else are the trainers' defaults (its auxiliary loss has the weight that is given to the others).
 """
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
@@ -17,8 +19,14 @@ KINDS = {"topk": (TopKTrainer, AutoEncoderTopK), "batchtopk": (BatchTopKTrainer,
 
 def train(given: dict, rows: Rows) -> tuple:
     trainer, kind = KINDS[given["architecture"]]
+
+    def with_window(**options: Any) -> Any:
+        made = trainer(**{"auxk_alpha": given["auxk_alpha"], **options})
+        made.dead_feature_threshold = given["dead_after"]  # no option of the constructor
+        return made
+
     config = {
-        "trainer": trainer,
+        "trainer": with_window,
         "steps": len(rows),
         "activation_dim": rows.array.shape[1],
         "dict_size": given["width"],

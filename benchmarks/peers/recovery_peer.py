@@ -3,8 +3,10 @@
     PYTHON <system>_recovery.py SETTINGS.json
 
 The settings name `train` and `test` (.npy, rows in the order in which all systems see them),
-`out` (.npz), `architecture`, `k`, `width`, `batch`, `seed` and `multiple`. A script trains its
-system once, with the system's own recipe at `multiple` times its default learning rate, writes
+`out` (.npz), `architecture`, `k`, `width`, `batch`, `seed`, `multiple`, `dead_after` (tokens) and
+`auxk_alpha`. A script trains its system once, with the system's own recipe at `multiple` times its
+default learning rate, but the dead window and, where it has one, the weight of the auxiliary loss
+that all systems are given; their own are made for trainings a thousand times longer. It writes
 weights and test codes to `out`, and prints {"seconds": ...}, the processor time of the training.
 """
 

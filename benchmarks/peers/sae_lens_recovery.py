@@ -1,4 +1,8 @@
-"""SAELens's own trainer, with the defaults of its configuration. See `recovery_peer.py`."""
+"""SAELens's own trainer, with the defaults of its configuration but for the dead window.
+
+Its auxiliary loss has the coefficient 1 on another scale; that is left as it is. See
+`recovery_peer.py`.
+"""
 
 import tempfile
 
@@ -27,6 +31,7 @@ def train(given: dict, rows: Rows) -> tuple:
             total_training_samples=len(rows) * rows.batch,
             train_batch_size_samples=rows.batch,
             lr=given["multiple"] * SAETrainerConfig.lr,
+            dead_feature_window=max(1, given["dead_after"] // rows.batch),
             lr_end=3e-5,  # without a default here; a constant rate never comes to it
         ),
         sae,

@@ -1,6 +1,7 @@
 """sparsify's own trainer with its defaults, over a model whose one module gives out the rows.
 
-See `recovery_peer.py`. The trainer hooks a module of a language model; here that is a look-up of
+The dead window is the one given, and the auxiliary loss, which is off by default, is on. See
+`recovery_peer.py`. The trainer hooks a module of a language model; here that is a look-up of
 row numbers, so that nothing of the recipe had to be written anew.
 """
 
@@ -64,6 +65,8 @@ def train(given: dict, rows: Rows) -> tuple:
             hookpoints=[HOOK],
             init_seeds=[given["seed"]],
             lr=given["multiple"] * RATE / (given["width"] / 2**14) ** 0.5,
+            auxk_alpha=given["auxk_alpha"],
+            dead_feature_threshold=given["dead_after"],
             log_to_wandb=False,
             save_every=10**9,
             save_dir=folder,
