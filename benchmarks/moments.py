@@ -27,6 +27,7 @@ from sae.training.settings import Moments
 
 VARIANTS: dict[str, tuple[bool, Moments]] = {  # name: (whole gradients, moments)
     "dense, float32": (True, "float32"),
+    "dense, bfloat16": (True, "bfloat16"),
     "sleeping, float32": (False, "float32"),
     "sleeping, bfloat16": (False, "bfloat16"),
 }

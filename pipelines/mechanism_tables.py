@@ -42,6 +42,7 @@ def induction_tables(report: Report) -> list[ReadTable]:
 
 def concept_tables(report: Report) -> list[ReadTable]:
     control = report["controls"]["random_dictionary"]
+    won = report["won_by"]
     rows = []
     for name, probed in report["probing"].items():
         best = report["latents"].get(name)
@@ -56,10 +57,11 @@ def concept_tables(report: Report) -> list[ReadTable]:
                 with_interval(probed["whole"]),
                 with_interval(best["f1"]) if best else "",
                 with_interval(best["specificity"]) if best else "",
+                _winners(won["probing"], f"{name} k1", f"{name} k5"),
             )
         )
     probes = ("k=1", "k=5", "random k=1", "dims k=1", "whole")
-    columns = ("concept", "positives", *probes, "F1", "specificity")
+    columns = ("concept", "positives", *probes, "F1", "specificity", "won by")
     probed = ReadTable(
         f"Concepts at {report['site']}",
         columns,
@@ -67,30 +69,37 @@ def concept_tables(report: Report) -> list[ReadTable]:
         "Held-out accuracy of probes of k latents, of k of a random dictionary, of one dimension "
         "and of the whole activation, with as many positives as negatives: 0.5 is guessing. A k=1 "
         "near `whole` means one latent that stands for the concept. F1 and specificity are of the "
-        "one best latent as a detector.",
+        "one best latent as a detector. Where a control of the last column is at least as good, "
+        "the probe speaks of the text, and not of the coder.",
     )
     return [probed, _taken_out(report, control)]
 
 
 def _taken_out(report: Report, control: Report) -> ReadTable:
-    sides = (report, control)
+    sides, won = (report, control), report["won_by"]
     sizes = [key for key in report["targeted_ablation"] if key != "concepts"]
     rows = [
-        (f"TPP of {size[1:]}", *(with_interval(s["targeted_ablation"][size]["tpp"]) for s in sides))
+        (
+            f"TPP of {size[1:]}",
+            *(with_interval(s["targeted_ablation"][size]["tpp"]) for s in sides),
+            _winners(won["targeted_ablation"], size),
+        )
         for size in sizes
     ]
     for level in ("tokens", "texts"):
         found = [side["spurious_removal"][level] for side in sides]
         pairs = tuple(str(len(one["pairs"])) for one in found)
-        rows.append((f"SCR, pairs of {level}", *pairs))
+        rows.append((f"SCR, pairs of {level}", *pairs, ""))
         if any(one["pairs"] for one in found):
             for size in [key for key in found[0] if key != "pairs"]:
-                rows.append((f"SCR of {size[1:]}, {level}", *(_share(one[size]) for one in found)))
+                shares = (_share(one[size]) for one in found)
+                winners = _winners(won["spurious_removal"], f"{level} {size}")
+                rows.append((f"SCR of {size[1:]}, {level}", *shares, winners))
     letters = (with_interval(s["first_letter_absorption"]["absorption"]) for s in sides)
-    rows.append(("first-letter absorption", *letters))
+    rows.append(("first-letter absorption", *letters, ""))
     return ReadTable(
         "Latents of a concept taken out",
-        ("", "coder", "random dictionary"),
+        ("", "coder", "random dictionary", "won by"),
         rows,
         "TPP: accuracy that a concept's own probe loses without its latents, less what the others "
         "lose (0: all alike). SCR: how much of a bias goes with the latents of what caused it (1: "
@@ -150,6 +159,11 @@ TABLES: dict[str, Callable[[Report], list[ReadTable]]] = {
 
 def _spoken(key: str) -> str:
     return key.replace("_", " ")
+
+
+def _winners(won: dict[str, list[str]], *keys: str) -> str:
+    """Controls that win one of these scores."""
+    return ", ".join(dict.fromkeys(_spoken(name) for key in keys for name in won[key]))
 
 
 def _share(value: float | None) -> str:

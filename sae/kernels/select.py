@@ -59,25 +59,14 @@ def select_batchtopk(
         wanted = min(rows * k, pre_BC.numel())
         cut = float(pre_BC.flatten().topk(wanted, sorted=False).values.min())
         saturated_B = (pre_BC.min(dim=1).values >= cut) & (each < width)
-        full = saturated_B.nonzero()[:, 0]
+        full_R = saturated_B.nonzero()[:, 0]  # these rows may have more than 2k winners
         row_N, slot_N = ((pre_BC >= cut) & (pre_BC > 0)).nonzero(as_tuple=True)
         latent_N, pre_N = index_BC[row_N, slot_N], pre_BC[row_N, slot_N]
-        if len(full):  # these rows may have more than 2k winners
-            others = ~torch.isin(row_N, full)
-            row_parts, latent_parts, pre_parts = (
-                [row_N[others]],
-                [latent_N[others]],
-                [pre_N[others]],
-            )
-            for some in full.split(max(1, CHUNK_VALUES // width)):
-                whole = x_BD[some] @ W_FD.T + b_F
-                # this product rounds otherwise than the one that `cut` is of; the rest is cut below
-                near = cut - ROUNDING * abs(cut)
-                extra_row, extra_latent = ((whole >= near) & (whole > 0)).nonzero(as_tuple=True)
-                row_parts.append(some[extra_row])
-                latent_parts.append(extra_latent)
-                pre_parts.append(whole[extra_row, extra_latent])
-            row_N, latent_N, pre_N = (torch.cat(p) for p in (row_parts, latent_parts, pre_parts))
+        if len(full_R):
+            others = ~torch.isin(row_N, full_R)
+            known = row_N[others], latent_N[others], pre_N[others]
+            more = _above_cut(x_BD, W_FD, b_F, full_R, cut)
+            row_N, latent_N, pre_N = map(torch.cat, zip(known, more, strict=True))
         if len(pre_N) > rows * k:
             best = pre_N.topk(rows * k, sorted=False).indices
             row_N, latent_N, pre_N = row_N[best], latent_N[best], pre_N[best]
@@ -85,6 +74,23 @@ def select_batchtopk(
         counts = torch.bincount(row_N, minlength=rows)
         smallest = float(pre_N.min()) if len(pre_N) else 0.0
         return Support.of_counts(latent_N[order], counts, width, pre_N[order]), smallest
+
+
+def _above_cut(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, rows_R: Tensor, cut: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, latent, x·W + b), (N,) each, of all that is positive and not below a cut in some rows.
+
+    A little below it, since this product rounds otherwise than the one that the cut is of.
+    """
+    near = cut - ROUNDING * abs(cut)
+    found = []
+    for some in rows_R.split(max(1, CHUNK_VALUES // len(W_FD))):
+        pre = x_BD[some] @ W_FD.T + b_F
+        row_N, latent_N = ((pre >= near) & (pre > 0)).nonzero(as_tuple=True)
+        found.append((some[row_N], latent_N, pre[row_N, latent_N]))
+    row_N, latent_N, pre_N = map(torch.cat, zip(*found, strict=True))
+    return row_N, latent_N, pre_N
 
 
 def select_positive(

@@ -15,6 +15,7 @@ from sae.metrics import concepts as rules
 from sae.metrics.ablation import Dictionary
 from sae.metrics.absorption import first_letter_absorption
 from sae.metrics.concept_data import Examples, Words, token_examples
+from sae.metrics.concept_wins import controls_that_win
 from sae.metrics.concepts import YES
 from sae.metrics.erasure import spurious_correlation_removal, targeted_probe_perturbation
 from sae.metrics.estimate import INTERVAL
@@ -28,7 +29,7 @@ from sae.store import ActivationStore
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-SCHEMA = 2
+SCHEMA = 3
 TOKENS = 65_536  # of each split
 
 
@@ -72,13 +73,15 @@ def concept_report(
         measured = {"train": len(train.examples), "heldout": len(held.examples)}
         over = held.over
         measured |= {"train_texts": len(train_texts), "heldout_texts": len(held_texts)}
+    own = found.pop("coder")
     return {
         "schema": SCHEMA,
         "site": site,
         "tokens": measured,
         "interval": {**INTERVAL, "over": over},
-        **found.pop("coder"),
+        **own,
         "controls": found,
+        "won_by": controls_that_win(own, found),
     }
 
 

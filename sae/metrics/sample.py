@@ -6,7 +6,6 @@ than the split is spent on short runs of sequences spread evenly over all of it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ class Sample:
     scored_ST: np.ndarray  # bool
     unit_ST: np.ndarray  # int64, the unit of resampling of each token
     units: int
-    over: Literal["documents", "sequences"]
+    over: str  # "documents" or "sequences", or "groups of" them
     special: frozenset[int]
 
     @property
@@ -209,8 +208,9 @@ def _spread(first: int, stop: int, wanted: int, per_block: int) -> list[range]:
 
 def _units(
     store: ActivationStore, runs: list[range], scored_ST: np.ndarray
-) -> tuple[np.ndarray, int, Literal["documents", "sequences"]]:
-    """The unit of resampling of each token: its document, or its sequence if those are few."""
+) -> tuple[np.ndarray, int, str]:
+    """The unit of resampling of each token: its document, or its sequence if those are few; a
+    group of them if they are more than `MAX_UNITS`."""
     context = store.context
     rows = np.concatenate([np.arange(r.start * context, r.stop * context) for r in runs])
     documents = store.documents.of_rows(rows)
@@ -219,4 +219,6 @@ def _units(
         over, units = "documents", len(found)
     else:
         unit, units, over = np.arange(len(rows)) // context, len(rows) // context, "sequences"
+    if units > MAX_UNITS:
+        over = f"groups of {over}"
     return (unit % MAX_UNITS).reshape(scored_ST.shape), min(units, MAX_UNITS), over

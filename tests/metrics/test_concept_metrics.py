@@ -15,6 +15,7 @@ from sae.metrics import concept_data
 from sae.metrics.absorption import first_letter_absorption
 from sae.metrics.concept_data import Examples, Words, token_examples
 from sae.metrics.concept_report import concept_report
+from sae.metrics.concept_wins import controls_that_win
 from sae.metrics.erasure import spurious_correlation_removal, targeted_probe_perturbation
 from sae.metrics.probing import sparse_probing, usable
 from sae.metrics.specificity import concept_latents, deciles
@@ -225,8 +226,32 @@ def test_the_report_is_plain_json(
     assert "url" in report["left_out"]
     assert set(report["spurious_removal"]) == {"tokens", "texts"}
     assert report["tokens"]["heldout"] > 500
+    assert all("same" in who for what in report["won_by"].values() for who in what.values())
     entry = report["probing"]["digits"]["coder"]["k1"]
     assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
+
+
+def test_who_wins_a_concept_metric_is_named() -> None:
+    """A tie is a win of the control; where either has no number, nobody wins."""
+
+    def report(probe: float, dimension: float, f1: float, tpp: float, scr: float | None) -> dict:
+        return {
+            "probing": {
+                "a": {"coder": {"k1": {"value": probe}}, "dimensions": {"k1": {"value": dimension}}}
+            },
+            "latents": {"a": {"f1": {"value": f1}}},
+            "targeted_ablation": {"concepts": ["a"], "n2": {"tpp": {"value": tpp}}},
+            "spurious_removal": {"tokens": {"pairs": [], "n2": scr}},
+        }
+
+    own = report(0.8, 0.8, 0.5, 0.2, None)
+    found = controls_that_win(own, {"x": report(0.7, 0, 0.6, 0.2, 1), "y": report(0.9, 1, 0, 0, 1)})
+    assert found == {
+        "probing": {"a k1": ["y", "dimensions"]},
+        "latents": {"a": ["x"]},
+        "targeted_ablation": {"n2": ["x"]},
+        "spurious_removal": {"tokens n2": []},
+    }
 
 
 def test_a_transcoder_is_refused(store: ActivationStore, lm: LanguageModel) -> None:

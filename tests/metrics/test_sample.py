@@ -76,6 +76,15 @@ def test_a_part_of_few_documents_resamples_its_sequences(tmp_path: Path, lm: Lan
     assert sample.some(30).over == "documents"
 
 
+def test_more_units_than_a_table_holds_are_resampled_in_groups(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae.metrics.sample.MAX_UNITS", 7)
+    sample = draw(store, "heldout", 10**9, {END})
+    assert (sample.over, sample.units) == ("groups of documents", 7)
+    assert set(sample.unit_ST.reshape(-1).tolist()) == set(range(7))
+
+
 def test_few_documents_fall_back_to_sequences(tmp_path: Path, lm: LanguageModel) -> None:
     store = build_store(tmp_path / "long.zarr", lm, document_length=10_000)
     sample = draw(store, "heldout", 10**9, {END})
