@@ -1,7 +1,7 @@
 """Quality at equal tokens, and time to equal quality, against the peers (`make bench-quality`).
 
     python -m benchmarks.quality [--shape pocket|gpt2-small] [--tokens N] [--seeds 0,1,2]
-                                 [--multiples 1,3,10] [--unit-multiples 3] [--own-multiples 1,1.5,2]
+                                 [--multiples 1,3,10] [--unit-multiples 3] [--own-multiples 1,2,4]
                                  [--folder runs/quality-pocket]
 
 One activation store of the embedded corpus; every system trains a TopK coder of the same width
@@ -46,6 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "scored_tokens": 200_000,
         "loss_tokens": 32_768,
         "seeds": "0,1,2",
+        "own_multiples": "1,1.5,2",
     },
     "gpt2-small": {
         "site": "blocks.8.hook_resid_pre",
@@ -54,6 +55,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "scored_tokens": 20_000,
         "loss_tokens": 2_048,
         "seeds": "0,1",
+        "own_multiples": "1,2,4",  # a training of two hundred steps gains from a higher rate
     },
 }
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
@@ -109,7 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"), help="Loupe's")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="of `make peers`")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results_quality.json")
-    parser.add_argument("--own-multiples", default="1,1.5,2", help="of Loupe's learning rate")
+    parser.add_argument("--own-multiples", help="of Loupe's learning rate; default: the shape's")
     given = parser.parse_args()
     for name, value in SHAPES[given.shape].items():
         if getattr(given, name, None) is None:

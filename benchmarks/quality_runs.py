@@ -26,6 +26,7 @@ from sae.training import Settings
 
 SCRIPT = ROOT / "benchmarks" / "peers" / "train_worker.py"
 SYSTEMS = ("loupe", "sparsify", "dictionary_learning", "sae_lens")
+ASIDE = 256  # tokens of those parts of an evaluation that are not looked at here
 METRICS = ("fvu", "delta_ce", "l0", "alive")
 LOAD: dict[str, Callable[[Path, str], Coder]] = {
     "loupe": lambda folder, _site: load_coder(folder),
@@ -166,6 +167,8 @@ class Bench:
             loss_tokens=sizes.loss_tokens,
             seed=seed,
             controls=(),
-            quick=True,  # of the error budget, which is not looked at here
+            control_tokens=ASIDE,
+            control_loss_tokens=ASIDE,
+            pursuit_tokens=ASIDE,
         )
         return {name: found["metrics"][name] for name in METRICS}

@@ -91,6 +91,7 @@ def evaluate(
     controls: Sequence[str] | None = None,
     control_tokens: int | None = None,
     control_loss_tokens: int | None = None,
+    pursuit_tokens: int | None = None,
     coder_hash: str | None = None,
     quick: bool = False,
     cache: Cache | None = None,
@@ -100,7 +101,8 @@ def evaluate(
     Reconstruction, sparsity and geometry rest on about `tokens` stored activations of `split`,
     the losses on about `loss_tokens` tokens run through `lm` (in float32), the controls (default:
     those that say something of such a coder) on at most `control_tokens` of the former and about
-    `control_loss_tokens` of the latter, spread evenly over them; every number says its tokens.
+    `control_loss_tokens` of the latter, spread evenly over them, the error budget on
+    `pursuit_tokens`; every number says its tokens.
     What is not given is that of `FULL`, or with `quick` of `QUICK`, which also leaves out the
     controls that take minutes to train. `cache` keeps fitted controls between evaluations.
     `coder_hash` is the hash of the coder's folder; without it, that which the folder would
@@ -117,6 +119,7 @@ def evaluate(
         "loss_tokens": loss_tokens,
         "control_tokens": control_tokens,
         "control_loss_tokens": control_loss_tokens,
+        "pursuit_tokens": pursuit_tokens,
     }
     budget = replace(QUICK if quick else FULL, **{k: v for k, v in given.items() if v is not None})
     device = coder.W_dec_FD.device

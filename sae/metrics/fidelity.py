@@ -192,7 +192,7 @@ class _Ablations:
         self._rest, self._vectors = rest, vectors
         self._unembed_VD = rest.lm.model.lm_head.weight
         self._known: dict[str, _States] = {}  # one row, (T, ...)
-        if rest.replaces_everything and len(np.unique(sample.tokens_ST[:, 0])) == 1:
+        if vectors and rest.replaces_everything and len(np.unique(sample.tokens_ST[:, 0])) == 1:
             first_ST = torch.from_numpy(sample.tokens_ST[:1]).to(rest.lm.device)
             x_STD = rest.start(first_ST)
             for name, vector_D in vectors.items():

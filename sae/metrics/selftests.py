@@ -13,6 +13,7 @@ from torch import Tensor
 from sae.base.devices import in_float64
 from sae.coders import Coder, make_coder
 from sae.metrics import fidelity
+from sae.metrics.continuation import Replace
 from sae.metrics.identity import identities
 from sae.metrics.known_answers import SelfTest, SelfTestFailure, score
 from sae.metrics.sample import Batch, Sample
@@ -48,7 +49,7 @@ def run_self_tests(
         identity(rows, centre_D),
         known_scaling(rows, centre_D),
         oracle_dictionary(),
-        max((store_matches_model(lm, s, few) for s in (site, source)), key=lambda t: t.value),
+        max((store_matches_model(lm, s, few) for s in {site, source}), key=lambda t: t.value),
         *splices(coder, lm, site, source, few),
         *identities(coder, lm, site, source, few),
     ]
@@ -157,8 +158,11 @@ def splices(
         restored = loss()
     with lm.splice(site, coder, read):
         coded = loss()
-    sums = fidelity.language_model_sums(lm, site, {"identity": lambda x: x.clone()}, {}, few)
-    sums |= fidelity.language_model_sums(lm, site, {"coder": coder}, {}, few, source=source)
+    methods: dict[str, dict[str, Replace]] = {site: {"identity": lambda x: x.clone()}}
+    methods.setdefault(source, {})["coder"] = coder  # by what they read
+    sums = {}
+    for read_from, same in methods.items():
+        sums |= fidelity.language_model_sums(lm, site, same, {}, few, source=read_from)
     found = {name: s.total("ce") / s.total("count") for name, s in sums.items()}
     return [
         SelfTest(
