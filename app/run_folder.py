@@ -19,7 +19,7 @@ UNFINISHED = (".partial", ".old")
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; see "Run folder" in `docs/architecture.md`."""
+    """A run folder: what the stages made (`docs/formats.md`)."""
 
     folder: Path
 

@@ -3,7 +3,8 @@
     python -m benchmarks.recovery [--peers .venv-peers] [--samples 2e6] [--seeds 3]
                                   [--multiples 0.3,1,3,10]
 
-Loupe's architectures with their default settings, SAELens, sparsify and dictionary_learning with
+Loupe's architectures at their default learning rates (`recovery_systems.OPTIONS` sets the sparsity
+of those that have no default for data like this), SAELens, sparsify and dictionary_learning with
 their own trainers and recipes (each in an environment of its own, `PEERS/<name>`) but Loupe's dead
 window and auxiliary loss, since theirs are made for trainings a thousand times longer, and
 scikit-learn's online dictionary learning, which is stopped after a time. Peers are given the best

@@ -1,7 +1,6 @@
 """The command `sae`. Options of a run are keys of `pipelines.config.RunConfig`, nowhere else."""
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,8 +10,9 @@ from typing import Any, Literal
 import click
 
 import sae
+from pipelines.arguments import config_of, switched
 from pipelines.config import RunConfig, whole_command
-from sae.base.config import describe, load_config
+from sae.base.config import describe
 from sae.base.errors import CheckFailure, UserError
 from sae.base.interrupts import Interrupted, raised_signals
 
@@ -42,6 +42,8 @@ class SettingsCommand(click.Command):
         ]
         with formatter.section("Settings, as key=value or --key value"):
             formatter.write_dl([(key, text) for key, text in rows])
+            if self.name in STAGE_HELP:
+                formatter.write_text(f"The `{self.name}.` may be left out.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,9 +58,9 @@ def cli() -> None:
 def _stage_command(name: str) -> click.Command:
     @click.pass_context
     def stage(context: click.Context, run: Path | None, quick: bool | None = None) -> None:
-        config = _config(run, context.args)
+        config = config_of(run, context.args, name)
         if quick is not None and quick != config.evaluate.quick:
-            config = _config(run, [*_switched(quick), *context.args])
+            config = config_of(run, [*switched(quick), *context.args], name)
         _execute(config, only=name, start=None, dry_run=False)
 
     run_argument = click.Argument(["run"], type=click.Path(path_type=Path), required=False)
@@ -90,7 +92,7 @@ def run_command(
     context: click.Context, run: Path | None, start: str | None, only: str | None, dry_run: bool
 ) -> None:
     """Do all stages of RUN that are not up to date."""
-    _execute(_config(run, context.args), only, start, dry_run)
+    _execute(config_of(run, context.args), only, start, dry_run)
 
 
 @cli.command("demo", cls=SettingsCommand, context_settings=EXTRA)
@@ -98,7 +100,7 @@ def run_command(
 @click.pass_context
 def demo_command(context: click.Context, open_browser: bool) -> None:
     """The whole job on the embedded model: minutes on a laptop, no download."""
-    config = _config(DEMO, context.args)
+    config = config_of(DEMO, context.args)
     _execute(config, None, None, dry_run=False)
     if open_browser:
         from pipelines.browse import browse
@@ -193,40 +195,6 @@ def verify_command(path: Path) -> None:
     if problems:
         sys.exit(1)
     click.echo(f"{path}: sound")
-
-
-def _config(run: Path | None, extra: Sequence[str]) -> RunConfig:
-    file = run
-    overrides = _overrides(extra)
-    is_setting = run is not None and not run.exists() and "=" in str(run)
-    if run is not None and (is_setting or str(run).startswith("--")):
-        file, overrides = None, _overrides([str(run), *extra])  # a setting where RUN could stand
-    elif run is not None and run.is_dir():
-        file = run / "run.yaml"
-        if not file.exists():
-            raise UserError(f"{run} is no run folder: it has no run.yaml.")
-        here = f"folder={json.dumps(str(run))}"  # it may have been moved, or copied, since
-        overrides = [here, *overrides]
-    return load_config(RunConfig, file, overrides)
-
-
-def _switched(quick: bool) -> list[str]:
-    """The other sort of evaluation, without the token counts that were chosen for the one."""
-    return [f"evaluate.quick={quick}", "evaluate.tokens=null", "evaluate.loss_tokens=null"]
-
-
-def _overrides(extra: Sequence[str]) -> list[str]:
-    """`--key value`, `--key=value` and `key=value`, all as `key=value`."""
-    found: list[str] = []
-    rest = list(extra)
-    while rest:
-        item = rest.pop(0)
-        if item.startswith("--") and "=" not in item:
-            if not rest:
-                raise UserError(f"The setting `{item}` needs a value.")
-            item = f"{item}={rest.pop(0)}"
-        found.append(item.removeprefix("--"))
-    return found
 
 
 def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bool) -> None:

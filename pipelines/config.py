@@ -97,7 +97,8 @@ class CoderConfig(Section):
         description="weight of the L1 penalty (relu, relu_unconstrained, gated, relu_transcoder, ista)",
     )
     l1_warmup: Share | None = Field(
-        default=None, description="share of steps in which that weight rises (as l1)"
+        default=None,
+        description="share of steps in which that weight rises (relu, relu_unconstrained, gated)",
     )
     target_l0: float | None = Field(
         default=None, description="active latents per token to steer to (jumprelu)"

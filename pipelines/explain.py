@@ -1,6 +1,6 @@
 """`sae explain`: features explained by a language model behind an endpoint, and the test of that.
 
-    sae explain runs/demo --features density>1e-4 --endpoint http://localhost:8000/v1 --model NAME
+    sae explain runs/demo --features 'density>1e-4' --endpoint http://localhost:8000/v1 --model NAME
 
 No stage calls it. Says what would be sent and what it may cost, and sends nothing before it is told
 to. Answers are kept in `explanations/<coder>.jsonl` as they come; the report is

@@ -33,9 +33,10 @@ def induction_tables(report: Report) -> list[ReadTable]:
             f"{with_interval(clean['loss_first'])} nats each the first time and "
             f"{with_interval(clean['loss_second'])} the second, of which it copies "
             f"{with_interval(clean['copied'])}. The first columns are shares of that gap that are "
-            "gone when latents are held at their mean: of induction features they should grow with "
-            "their number, and of random latents as dense, or firing as often there, or of equal "
-            "norm, stay near 0. The last columns are the share that is still copied.",
+            "gone when latents are taken out, the coder's error kept: of induction features they "
+            "should grow with their number, and of random latents as dense, or firing as often "
+            "there, or of equal norm, stay near 0. The last columns are the share that is still "
+            "copied.",
         )
     ]
 

@@ -153,7 +153,7 @@ def downloads(here: data.Here, ids: np.ndarray) -> None:
         "application/json",
         icon=":material/filter_alt:",
         on_click="ignore",
-        help="Saves the filter. `sae export --features @filter.json` exports what it selects.",
+        help="Saves the filter. `sae export RUN --features @filter.json` exports what it selects.",
     )
     st.download_button(
         "CSV",

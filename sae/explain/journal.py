@@ -30,7 +30,7 @@ class Record:
 
 
 class Journal:
-    """The answers in the file `path`, by key; `writing()` opens it for more.
+    """The answers in the file `path`, by key; `with journal:` opens it for more.
 
     Raises:
         UserError: a line is not what was written.

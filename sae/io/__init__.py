@@ -1,1 +1,1 @@
-"""Foreign formats: HDF5 dictionary, SAELens, sparsify, dictionary_learning."""
+"""Foreign formats: HDF5 dictionary, sparsify, dictionary_learning."""

@@ -4,7 +4,8 @@ A gradient may hold the rows of the touched latents alone. A row that slept thro
 then brought to where dense Adam would have taken it with n gradients of zero: its moments fade by
 β^n, and it moves by Σ_{j=1..n} (β1/√β2)^j · m / √v. (The sum takes bias correction, learning rate
 and ε as they are now.) So only two things differ from dense Adam: a row is stale until it is
-touched again, and the rate may have changed meanwhile.
+touched again, or woken (every eighth step: `training/optimizer.py`), and the rate may have changed
+meanwhile.
 
 Moments may be kept in bfloat16. They are rounded stochastically, since v moves by a thousandth
 of itself, which rounding to nearest would lose.

@@ -46,7 +46,7 @@ class StoreSpec:
     context: int  # T
     sequences: int  # S
     splits: dict[str, tuple[int, int]]  # split -> [first, last) sequence
-    model: dict[str, Any]  # name, hash, layers, d_model
+    model: dict[str, Any]  # name, hash, layers, d_model, vocab_size
     tokenizer_hash: str
     corpus: dict[str, Any]  # description, hash
     bos: int

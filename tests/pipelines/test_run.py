@@ -57,9 +57,10 @@ def test_a_copied_run_is_a_run_of_its_own(finished: Path, tmp_path: Path) -> Non
     copied = shutil.copytree(finished, tmp_path / "copied")
     assert f"{copied} is up to date" in sae("run", str(copied))
     before = (finished / "manifest.json").read_bytes()
-    sae("export", str(copied), "export.features=1-5")
+    sae("export", str(copied), "--features", "1-5")  # a stage's own setting, without its name
     assert (finished / "manifest.json").read_bytes() == before
     assert (copied / "manifest.json").read_bytes() != before
+    assert yaml.safe_load((copied / "run.yaml").read_text())["export"]["features"] == "1-5"
 
 
 @pytest.mark.parametrize(
