@@ -46,6 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "scored_tokens": 200_000,
         "loss_tokens": 32_768,
         "seeds": "0,1,2",
+        "multiples": "1,3,10",
         "own_multiples": "1,1.5,2",
     },
     "gpt2-small": {
@@ -55,7 +56,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "scored_tokens": 20_000,
         "loss_tokens": 2_048,
         "seeds": "0,1",
-        "own_multiples": "1,2,4",  # a training of two hundred steps gains from a higher rate
+        "multiples": "3,10",  # two hundred steps are too few for anybody's default rate
+        "own_multiples": "1,2,4",
     },
 }
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
@@ -102,7 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--loss-tokens", type=int)
     parser.add_argument("--seeds", help="default: as the shape's")
     parser.add_argument(
-        "--multiples", default="1,3,10", help="of the peers' default learning rates"
+        "--multiples", help="of the peers' default learning rates; default: the shape's"
     )
     parser.add_argument(
         "--unit-multiples", default="3", help="likewise, with rows of a mean square of 1"
