@@ -92,7 +92,7 @@ def place_in(order: np.ndarray, feature: int) -> str:
 def badges(row: data.Row) -> str:
     """Kind and score of the label, what is remarkable about the feature, and its tags."""
     score = row["label_score"]
-    parts = [f":gray-badge[{kind_name(row['label_kind'])}]"]
+    parts = [f":gray-badge[{kind_name(str(row['label_kind']))}]"]
     if np.isfinite(score):
         colour = "green" if score >= 0.8 else "orange" if score >= 0.5 else "gray"
         parts.append(f":{colour}-badge[F1 {score:.2f} held-out]")
@@ -122,7 +122,7 @@ def explained(told: Explanation) -> str:
 
 
 def kind_name(kind: str) -> str:
-    return "your label" if kind == "user" else f"automatic label: {kind}"
+    return "your label" if kind == "user" else f"automatic label: {markdown(kind)}"
 
 
 def star_button(here: data.Here, feature: int, starred: bool) -> None:

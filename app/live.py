@@ -2,14 +2,17 @@
 does so when a text is read, never before: pages that need no model stay light.
 """
 
+import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from app.data import Here
+from app.run_folder import STARTED_IN
 from sae.base.errors import UserError
 from sae.features import FeatureIndex
 
@@ -64,7 +67,6 @@ class Reading:
 @st.cache_resource(max_entries=2, show_spinner="Loading the model …")
 def _pair(model: str, folder: str, coder_hash: str) -> Pair:
     import sae.coders as coders
-    from sae.lm import load_lm
 
     coder = coders.load_coder(folder)
     if coder_hash not in map(coders.coder_hash, (folder, coder)):
@@ -72,8 +74,31 @@ def _pair(model: str, folder: str, coder_hash: str) -> Pair:
             f"The coder in {folder} is not the one that this index was made with; make the index "
             "again with `sae index`."
         )
-    lm = load_lm(model, dtype="float32")
+    lm = _model(model)
     return Pair(lm, coder.to(lm.device), threading.Lock())
+
+
+def _model(name: str) -> "LanguageModel":
+    """The model that an index names: a folder is relative to where the browser was started."""
+    from huggingface_hub import constants
+
+    from sae.lm import load_lm
+    from sae.lm.assets import POCKET, local_model_folder
+
+    folder = Path(os.environ.get(STARTED_IN, ""), name)
+    if name != POCKET and folder.is_dir():
+        name = str(folder)
+    try:
+        return load_lm(name, dtype="float32")
+    except UserError as error:
+        missing = isinstance(error.__cause__, OSError) and local_model_folder(name) is None
+        if not (missing and constants.HF_HUB_OFFLINE):
+            raise
+        raise UserError(
+            f"The model `{name}` is not on this machine, and the browser downloads none; download "
+            f'it once in Python with `sae.load_lm("{name}")`, or start the browser with '
+            "HF_HUB_OFFLINE=0."
+        ) from error
 
 
 def load(here: Here) -> Pair:

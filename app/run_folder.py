@@ -9,9 +9,12 @@ from typing import Any
 from sae.base.errors import UserError, nearest
 from sae.base.files import read_json_object, sha256_file
 from sae.base.results import read_evaluation
-from sae.base.sums import SUMS, read_sums
+from sae.base.sums import SUMS, read_sums, require_intact
 
 ENVIRONMENT = "LOUPE_RUN"
+STARTED_IN = "LOUPE_STARTED_IN"
+"""Variable with the folder in which the browser was started: an index may name a model relative to
+it, and the browser's process works elsewhere (see `app.launch`)."""
 WEIGHTS = "sae_weights.safetensors"  # as `sae.coders` writes them; to ask it would load torch
 UNFINISHED = (".partial", ".old")
 """Ends of the names of folders that an index is made in, or that it replaced."""
@@ -50,9 +53,16 @@ class Run:
         return read_json_object(index).get("coder_hash") if index.is_file() else None
 
     def evaluation(self, coder: str) -> dict[str, Any] | None:
-        """The evaluation of a coder, or None if it has not been made."""
+        """The evaluation of a coder, or None if it has not been made.
+
+        Raises:
+            UserError: it is damaged, or none.
+        """
         path = self.folder / "evaluation" / f"{coder}.json"
-        return read_evaluation(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        require_intact(path.parent, [path.name])
+        return read_evaluation(path)
 
     def command(self, stage: str) -> str:
         """The command that makes what `stage` makes."""

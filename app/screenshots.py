@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode
 
-from app.launch import streamlit_arguments
+from app.launch import HERE, environment, streamlit_command
 from app.run_folder import Run, open_run
 from sae.base.errors import UserError
 from sae.features import FeatureIndex
@@ -76,8 +76,13 @@ def serving(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", *streamlit_arguments(folder, port=port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        streamlit_command(folder, port=port),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(folder),
+        cwd=HERE,
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):

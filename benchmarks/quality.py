@@ -16,9 +16,9 @@ is Adam, its default rate that for Adam.) All coders are converted to Loupe's fo
 
 1. Equal tokens, equal L0: FVU, ΔCE, dead share; mean over the seeds, and an interval that covers
    the bootstrap intervals of all of them.
-2. Time to quality: Loupe trains with sixteenths of the budget, each with its own schedule; the
-   fewest with which its held-out FVU is at most sparsify's after the whole budget are found by
-   bisection, and the training times of the two are compared, seed by seed.
+2. Time to quality: Loupe trains with sixteenths of the budget (`--parts`), each with its own
+   schedule; the fewest with which its held-out FVU is at most sparsify's after the whole budget are
+   found by bisection, and the training times of the two are compared, seed by seed.
 
 Every training is kept in the folder, so the command can be cut short and given again.
 """
@@ -63,7 +63,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 RATES = {"sparsify": 2e-4, "dictionary_learning": 2e-4}  # at 2^14 latents, by the n^-1/2 rule
 SAE_LENS_RATE = 3e-4
 MOST_DEAD = 0.01  # of a coder whose learning rate may be chosen
-PARTS = 16  # of the budget, in which time to quality is counted
 
 
 def main() -> None:
@@ -83,7 +82,7 @@ def main() -> None:
             console.log(one_line(runs[system][-1]))
     found["equal_tokens"] = [summary(system, runs[system]) for system in SYSTEMS]
     found["time_to_quality"] = [
-        time_to_quality(bench, seed, target, settings["loupe"], console)
+        time_to_quality(bench, seed, target, settings["loupe"], given.parts, console)
         for seed, target in zip(given.seeds, runs["sparsify"], strict=True)
     ]
     kept = read_json(given.out) if given.out.exists() else {}
@@ -113,6 +112,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"), help="Loupe's")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="of `make peers`")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results_quality.json")
+    parser.add_argument(
+        "--parts", type=int, default=16, help="of the budget, in which time to quality is counted"
+    )
     parser.add_argument("--own-multiples", help="of Loupe's learning rate; default: the shape's")
     given = parser.parse_args()
     for name, value in SHAPES[given.shape].items():
@@ -206,26 +208,31 @@ def summary(system: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def time_to_quality(
-    bench: Bench, seed: int, target: dict[str, Any], setting: dict[str, Any], console: Console
+    bench: Bench,
+    seed: int,
+    target: dict[str, Any],
+    setting: dict[str, Any],
+    of: int,
+    console: Console,
 ) -> dict[str, Any]:
-    """The shortest of Loupe's trainings that is at least as good as `target`."""
+    """The shortest of Loupe's trainings, in parts of the budget, that is as good as `target`."""
     wanted = target["metrics"]["fvu"]["value"]
     tried = []
 
     def seconds(parts: int) -> float | None:
         """Of a training on so many parts of the budget, if it is good enough."""
-        tokens = None if parts == PARTS else bench.sizes.tokens * parts // PARTS
+        tokens = None if parts == of else bench.sizes.tokens * parts // of
         try:
             run = bench.run("loupe", seed, tokens, **setting)
         except SelfTestFailure as failure:  # so short a training is not fit to be measured
-            console.log(f"{parts}/{PARTS} of the tokens: {failure}")
+            console.log(f"{parts}/{of} of the tokens: {failure}")
             return None
         fvu = run["metrics"]["fvu"]["value"]
-        tried.append({"fraction": parts / PARTS, "fvu": fvu, "seconds": run["seconds"]})
-        console.log(f"{parts}/{PARTS} of the tokens", one_line(run))
+        tried.append({"fraction": parts / of, "fvu": fvu, "seconds": run["seconds"]})
+        console.log(f"{parts}/{of} of the tokens", one_line(run))
         return run["seconds"] if fvu <= wanted else None
 
-    low, high, reached = 0, PARTS, seconds(PARTS)
+    low, high, reached = 0, of, seconds(of)
     while reached is not None and high - low > 1:
         middle = (low + high) // 2
         found = seconds(middle)

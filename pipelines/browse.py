@@ -8,10 +8,15 @@ from sae.base.errors import UserError
 
 
 def browse(folder: Path, port: int = 8501, headless: bool = False) -> int:
-    """Starts Streamlit and waits for it; returns its exit code."""
+    """Starts Streamlit and waits for it; returns its exit code.
+
+    `-P` keeps the current folder off Python's path: it may be a run that somebody else made, and
+    its `argparse.py` must not be imported.
+    """
     if not (folder / "features").is_dir():
         raise UserError(
             f"{folder} has no feature index to browse; make one with `sae run` or `sae index`."
         )
-    command = [sys.executable, "-m", "app.launch", str(folder), "--port", str(port)]
+    run = str(folder.absolute())
+    command = [sys.executable, "-P", "-m", "app.launch", run, "--port", str(port)]
     return subprocess.call([*command, "--headless"] if headless else command)

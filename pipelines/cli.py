@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ STAGE_HELP = {
 }
 EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True}
 NOT_USABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+NOT_USABLE_CODES = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 DEMO = Path(__file__).parent / "demo.yaml"
 
 
@@ -119,14 +120,18 @@ def browse_command(folder: Path, port: int, headless: bool) -> None:
     sys.exit(browse(folder, port, headless))
 
 
+def _count(name: str, default: int, help: str) -> Callable[[Any], Any]:
+    return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=help)
+
+
 @cli.command("mechanisms")
 @click.argument("what", type=click.Choice(["induction", "concepts", "probes", "labels"]))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--coder", default="topk", show_default=True, help="Name of one of the run's coders.")
-@click.option("--sequences", default=128, show_default=True, help="Induction: repeated sequences.")
-@click.option("--tokens", default=65_536, show_default=True, help="Concepts: tokens of each split.")
-@click.option("--texts", default=600, show_default=True, help="Probes: texts of each dataset.")
-@click.option("--directions", default=64, show_default=True, help="Labels: random directions.")
+@_count("--sequences", 128, "Induction: repeated sequences.")
+@_count("--tokens", 65_536, "Concepts: tokens of each split.")
+@_count("--texts", 600, "Probes: texts of each dataset.")
+@_count("--directions", 64, "Labels: random directions.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default: in the run.")
 def mechanisms_command(
@@ -221,7 +226,7 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2.
 
-    1: a check failed, or the disk is full; 130 and 143: SIGINT and SIGTERM.
+    1: a check failed, or the disk or the memory is full; 130 and 143: SIGINT and SIGTERM.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -246,6 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not sentence:
             raise
         _fail(sentence, code)
+    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+        sentence = _of_memory(error)
+        if not sentence:
+            raise
+        _fail(sentence, code=1)
 
 
 def _of_the_system(error: OSError) -> tuple[str, int]:
@@ -257,9 +267,24 @@ def _of_the_system(error: OSError) -> tuple[str, int]:
             "from what is saved.",
             1,
         )
-    if isinstance(error, NOT_USABLE):
+    if isinstance(error, NOT_USABLE) or error.errno in NOT_USABLE_CODES:
         return f"{error.strerror}{where}; give a path that can be read and written.", 2
     return "", 2
+
+
+def _of_memory(error: MemoryError | RuntimeError) -> str:
+    """The sentence of an allocation that failed; "" for another error."""
+    torch = sys.modules.get("torch")  # not imported for this: what never was did not raise
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        what, where = "The GPU's memory", "; or choose `model.device=cpu`"
+    elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        what, where = "The main memory", ""
+    else:
+        return ""
+    return (
+        f"{what} ran out; lower `train.batch`, `train.window`, `harvest.batch` or the coders' "
+        f"`width`, or take fewer coders or sites at a time{where}."
+    )
 
 
 def _fail(sentence: str, code: int) -> None:

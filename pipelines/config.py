@@ -17,7 +17,8 @@ OPTIONS = (
     "k", "l1", "l1_warmup", "target_l0", "l0_penalty", "bandwidth", "prefixes",
     "steps", "max_iterations", "residual_threshold", "experts", "load_balance",
 )  # fmt: skip
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**15)]  # beyond that, bytes and rows are no int64
+Size = Annotated[int, Field(ge=1, le=2**24)]  # of what is in memory as a whole
 Share = Annotated[float, Field(ge=0, le=1)]
 Clip = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -41,7 +42,7 @@ class CorpusConfig(Section):
         description="`python`, a file, folder or glob, or hf:dataset[:split[:column]]",
     )
     column: str = Field(default="text", description="text column of .jsonl and .parquet files")
-    context: Count | None = Field(
+    context: Size | None = Field(
         default=None, description="tokens per row; default: the model's context"
     )
     train_tokens: Count = Field(default=3_000_000, description="tokens to harvest for training")
@@ -56,7 +57,7 @@ class HarvestConfig(Section):
     sites: tuple[str, ...] = Field(
         default=("blocks.2.hook_resid_post",), min_length=1, description="hook points to read"
     )
-    batch: Count = Field(default=8, description="sequences per forward pass")
+    batch: Size = Field(default=8, description="sequences per forward pass")
     compression: str = Field(
         default="none",
         pattern="^(none|zstd)$",
@@ -70,7 +71,9 @@ class CoderConfig(Section):
     `options` are the hyperparameters of the architecture; one that it does not have is an error.
     """
 
-    name: str = Field(description="name of its folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(
+        description="name of its folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100
+    )
     recipe: str | None = Field(
         default=None, description=f"published settings to start from: {', '.join(RECIPES)}"
     )
@@ -82,13 +85,13 @@ class CoderConfig(Section):
     target_site: str | None = Field(
         default=None, description="what a transcoder predicts: another one of harvest.sites"
     )
-    width: Count | None = Field(
+    width: Size | None = Field(
         default=None, description="number of latents F; default: expansion x D"
     )
-    expansion: Count = Field(
+    expansion: Size = Field(
         default=16, description="latents per dimension, where width is not given"
     )
-    k: Count | None = Field(
+    k: Size | None = Field(
         default=None,
         description="active latents per token (topk, batchtopk, matryoshka, switch, transcoder)",
     )
@@ -112,14 +115,14 @@ class CoderConfig(Section):
     prefixes: tuple[Share, ...] | None = Field(
         default=None, description="nested dictionaries, in shares of the latents (matryoshka)"
     )
-    steps: Count | None = Field(default=None, description="unrolled steps (ista)")
-    max_iterations: Count | None = Field(
+    steps: Size | None = Field(default=None, description="unrolled steps (ista)")
+    max_iterations: Size | None = Field(
         default=None, description="most latents per token (matching_pursuit)"
     )
     residual_threshold: float | None = Field(
         default=None, ge=0, description="norm of what is left at which to end (matching_pursuit)"
     )
-    experts: Count | None = Field(default=None, description="parts of the dictionary (switch)")
+    experts: Size | None = Field(default=None, description="parts of the dictionary (switch)")
     load_balance: float | None = Field(
         default=None, ge=0, description="weight of the experts' even use (switch)"
     )
@@ -164,7 +167,7 @@ class TrainConfig(Section):
         description="a grid of further coders: each key of a coder with one value or a list",
     )
     tokens: Count = Field(default=8_000_000, description="tokens that each coder sees")
-    batch: Count = Field(default=1024, description="tokens per step")
+    batch: Size = Field(default=1024, description="tokens per step")
     warmup: Share = Field(
         default=0.05, description="share of steps in which the learning rate rises"
     )
@@ -177,7 +180,7 @@ class TrainConfig(Section):
     auxk_coefficient: float = Field(
         default=1 / 32, ge=0, description="weight of the dead latents' loss"
     )
-    auxk_k: Count | None = Field(default=None, description="dead latents per token; default: D / 2")
+    auxk_k: Size | None = Field(default=None, description="dead latents per token; default: D / 2")
     dead_after: Count | None = Field(
         default=None,
         description="silent tokens that make a latent dead; default: a tenth of all, at most 10 M",
@@ -190,7 +193,7 @@ class TrainConfig(Section):
         description="precision of Adam's moments: float32, bfloat16; auto: by the coder's size",
     )
     seed: Seed = Field(default=0, description="of the order of the data")
-    window: Count = Field(default=64, description="chunks of 2 Ki rows that are shuffled together")
+    window: Size = Field(default=64, description="chunks of 2 Ki rows that are shuffled together")
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="time between checkpoints")
     wandb: str | None = Field(
         default=None, description="Weights & Biases project to log to as well"

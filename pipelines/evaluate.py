@@ -19,19 +19,21 @@ from sae.store import ActivationStore
 def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     """Writes `evaluation/<name>.json` and its page; fitted controls are kept in `controls/`.
 
-    What was measured on other weights goes first; when a check fails, all that stood goes.
+    What was measured on other weights goes once this is measured, and no earlier: until `begin()`
+    it is on record. When a check fails, all that stood goes.
     """
     store = ActivationStore.open(config.store)
     coder = load_coder(config.coder_folder(name))
     weights = coder_hash(config.coder_folder(name))
-    withdraw_others(config, name, weights)
     try:
         result = _evaluated(config, name, store, coder, weights)
     except CheckFailure:
         begin()
+        withdraw_others(config, name, weights)
         withdraw(config, name)
         raise
     begin()
+    withdraw_others(config, name, weights)
     withdraw(config, name)  # the report is of the evaluation before this one
     folder = folder_of(config)
     whole = whole_command(config) if config.evaluate.quick else None

@@ -9,11 +9,11 @@ from sae.io.hdf5 import export_dictionary
 
 def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     """Writes `export/<name>.h5`; opening the index finds any file that is not what was written."""
-    begin()
     path = export_dictionary(
         config.folder / "features" / name,
         config.coder_folder(name),
         config.folder / "export" / f"{name}.h5",
         features=config.export.features,
+        before_replacing=begin,
     )
     return {"bytes": path.stat().st_size}

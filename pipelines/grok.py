@@ -18,7 +18,7 @@ import torch
 from pipelines.grok_card import export
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_json_object, write_json
-from sae.base.tensors import read_state
+from sae.base.tensors import read_state, write_state
 from sae.lm.modular_addition import ModularAddition, answers, pair_losses, split_pairs
 
 
@@ -114,7 +114,7 @@ def save_checkpoint(
     work: Path, net: ModularAddition, optimizer: torch.optim.Optimizer, epoch: int
 ) -> None:
     state = {"epoch": epoch, "model": net.state_dict(), "optimizer": optimizer.state_dict()}
-    atomic_write(work / "checkpoint.pt", lambda file: torch.save(state, file))
+    atomic_write(work / "checkpoint.pt", lambda file: write_state(state, file))
 
 
 def load_checkpoint(work: Path, net: ModularAddition, optimizer: torch.optim.Optimizer) -> int:

@@ -46,8 +46,7 @@ def run(config: RunConfig, begin: Begin = nothing) -> dict[str, Any]:
     )
     _check_memory(spec)
     documents = DocumentTable(packed.document_start, packed.document_id, packed.document_title)
-    begin()
-    with StoreWriter(config.store, spec, packed.tokens, documents) as writer:
+    with StoreWriter(config.store, spec, packed.tokens, documents, begin) as writer:
         with progress("harvest", spec.rows) as update:
             harvest_shards(lm, writer, packed.tokens, config.harvest.batch, update)
         writer.finish()

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from pipelines.pretrain_card import export
 from pipelines.pretrain_data import END_OF_TEXT, IGNORED, Tokens, batch, open_streams
 from sae.base.files import atomic_write, write_json
-from sae.base.tensors import read_state
+from sae.base.tensors import read_state, write_state
 from sae.corpus.sources import Split
 
 
@@ -134,7 +134,7 @@ def save_checkpoint(
 ) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
     state = {"step": step, "model": model.state_dict(), "optimizers": states}
-    atomic_write(work / "checkpoint.pt", lambda file: torch.save(state, file))
+    atomic_write(work / "checkpoint.pt", lambda file: write_state(state, file))
 
 
 def load_checkpoint(

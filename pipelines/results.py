@@ -1,7 +1,7 @@
 """What lies in `evaluation/` of a run, of which coder it is, and when it must go.
 
 Numbers of a coder that is no longer there look like those of the one that is. So what is of other
-weights goes before a coder is evaluated, and what is of the same ones when a self-test fails.
+weights goes as soon as a coder is measured, and what is of the same ones when a self-test fails.
 """
 
 from collections.abc import Sequence

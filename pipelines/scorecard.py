@@ -8,7 +8,7 @@ from pipelines.alike import other_seeds
 from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig
 from pipelines.progress import steps_progress
-from sae.base.errors import UserError
+from sae.base.errors import CheckFailure, UserError
 from sae.base.sums import unseal
 from sae.coders import coder_hash, load_coder
 from sae.features import FeatureIndex
@@ -19,11 +19,10 @@ from sae.lm import load_lm
 
 
 def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
-    """Writes `features/<name>/scorecard.parquet`; an older one goes first, also a damaged one."""
+    """Writes `features/<name>/scorecard.parquet`. The older one, which may be damaged, goes when
+    the new one is measured, or when a check fails."""
     folder = config.folder / "features" / name
-    begin()
-    unseal(folder, [SCORECARD])
-    index = FeatureIndex.open(folder)
+    index = FeatureIndex.open(folder, scorecard=False)
     if coder_hash(config.coder_folder(name)) != index.meta["coder_hash"]:
         raise UserError(
             f"{folder} was built from other weights than {config.coder_folder(name)} holds; run "
@@ -32,17 +31,27 @@ def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     coder = load_coder(config.coder_folder(name))
     others = [other.name for other in other_seeds(config.train.coders, name)]
     lm = load_lm(config.model.name, config.model.device, "float32")
-    with steps_progress(f"scorecard {name}") as report:
-        build_scorecard(
-            index,
-            coder.to(lm.device),
-            lm,
-            [load_coder(config.coder_folder(other)) for other in others],
-            tokens=config.scorecard.tokens,
-            seed=config.scorecard.seed,
-            names=others,
-            progress=report,
-        )
+
+    def withdraw() -> None:
+        begin()
+        unseal(folder, [SCORECARD])
+
+    try:
+        with steps_progress(f"scorecard {name}") as report:
+            build_scorecard(
+                index,
+                coder.to(lm.device),
+                lm,
+                [load_coder(config.coder_folder(other)) for other in others],
+                tokens=config.scorecard.tokens,
+                seed=config.scorecard.seed,
+                names=others,
+                progress=report,
+                before_writing=withdraw,
+            )
+    except CheckFailure:
+        withdraw()
+        raise
     return _facts(index)
 
 

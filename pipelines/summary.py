@@ -33,15 +33,15 @@ OF_MANY = ("l0", "delta_ce", "alive", "fvu")  # what of more of them fits on a l
 
 def print_summary(config: RunConfig) -> None:
     """One row per coder with 95 % intervals: of a few, with their controls; of many, by L0."""
-    found = {
-        coder.name: read_evaluation(path)
-        for coder in config.train.coders
-        if (path := config.folder / "evaluation" / f"{coder.name}.json").exists()
-    }
+    folder = config.folder / "evaluation"
+    made = [coder.name for coder in config.train.coders if (folder / f"{coder.name}.json").exists()]
+    require_intact(folder, [f"{name}.json" for name in made])
+    found = {name: read_evaluation(folder / f"{name}.json") for name in made}
     with reading(f"An evaluation in {config.folder}", "run `sae evaluate` again"):
         _print_evaluations(config, found)
-    comparison = config.folder / "evaluation" / "compare" / "comparison.json"
+    comparison = folder / "compare" / "comparison.json"
     if len(found) > 1 and comparison.exists():
+        require_intact(folder, ["compare/comparison.json"])
         with reading(comparison, "run `sae evaluate` again"):
             _print_comparison(read_json(comparison))
     for label, path in _products(config):

@@ -26,7 +26,7 @@ from sae.coders.registry import (
 )
 from sae.lm.assets import POCKET
 from sae.store import ActivationStore, ShuffledReader, SiteStats
-from sae.store.schema import CHUNK_ROWS
+from sae.store.schema import BYTES_PER_VALUE
 from sae.training import (
     CoderTrainer,
     Settings,
@@ -48,10 +48,9 @@ def run(config: RunConfig, names: Sequence[str], begin: Begin = nothing) -> dict
     store = ActivationStore.open(config.store)
     wanted = [coder for coder in config.train.coders if coder.name in names]
     steps = max(1, config.train.tokens // config.train.batch)
-    _check_memory(config, wanted, store, steps)
+    reader = _reader(config, store, sorted({s for coder in wanted for s in _sites(config, coder)}))
+    _check_memory(config, wanted, reader, steps)
     trainers = _trainers(config, wanted, store, steps)
-    sites = sorted({site for trainer in trainers for site in trainer.sites})
-    reader = _reader(config, store, sites)
     folder = config.folder / "coders"
     coders = [coder.model_dump() for coder in wanted]
     code = code_hash(*CODE["train"])
@@ -181,25 +180,40 @@ def settings_of(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
 
 
 def _check_memory(
-    config: RunConfig, wanted: Sequence[CoderConfig], store: ActivationStore, steps: int
+    config: RunConfig, wanted: Sequence[CoderConfig], reader: ShuffledReader, steps: int
 ) -> None:
-    """On a CPU: what every coder keeps, what the one that is at work holds beside that, and
-    windows of every site, read ahead.
+    """Refuses coders that memory does not hold: on a CPU, what every coder keeps and what the one
+    that is at work holds beside that; on a GPU, what they keep, in its own memory. In main memory,
+    always, what is read ahead.
     """
-    if (config.model.device or default_device()) != "cpu":
-        return
     with torch.device("meta"):  # shapes without memory
-        coders = [_coder(config, coder, store) for coder in wanted]
+        coders = [_coder(config, coder, reader.store) for coder in wanted]
     needs = [
         bytes_needed(coder, settings_of(config, given, steps))
         for coder, given in zip(coders, wanted, strict=True)
     ]
-    sites = {site for coder in wanted for site in _sites(config, coder)}
-    read_ahead = sum(2 * 2 * config.train.window * CHUNK_ROWS * store.width[s] for s in sites)
-    needed = sum(need.kept for need in needs) + max(need.at_work for need in needs) + read_ahead
-    advice = "train fewer or narrower coders, or take a smaller `train.batch` or `train.window`"
+    kept = sum(need.kept for need in needs)
     what = f"Training {listed([coder.name for coder in wanted])} together"
-    require_memory(needed, what, advice)
+    advice = "train fewer or narrower coders, or take a smaller `train.batch` or `train.window`"
+    device = parse_device(config.model.device)
+    on_host = _read_ahead(config, reader)
+    if device.type == "cuda":
+        # what an earlier stage freed is not free to others, and is to us
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        require_memory(kept, f"{what} on `{device}`", advice, free)
+    else:
+        on_host += kept + max(need.at_work for need in needs)
+    require_memory(on_host, what, advice)
+
+
+def _read_ahead(config: RunConfig, reader: ShuffledReader) -> int:
+    """Bytes of two windows, one of which is being read, and of the batches that wait, or are at
+    work, or are being made."""
+    order = reader.order
+    window = min(config.train.window, -(-order.rows // order.chunk_rows)) * order.chunk_rows
+    rows = 2 * window + (reader.ahead + 2) * reader.batch
+    return rows * sum(reader.store.width[site] for site in reader.sites) * BYTES_PER_VALUE
 
 
 def _metadata(config: RunConfig, trainer: CoderTrainer, store: ActivationStore) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 RESULTS = {"evaluation": "evaluate", "export": "export"}  # folders of plain files: their stage
 CONTROLS = "controls"  # fitted for evaluations, and kept
 TRAINING = ("checkpoint",)  # in a coder's folder while it trains; checked by itself
+COMMITS = ("checkpoint-*.json", ".checkpoint-*.partial")
+"""Beside the coders' folders. A state that none of them names may be what a kill left."""
 
 
 def verify(path: Path) -> list[str]:
@@ -64,16 +66,17 @@ def _verify_run(path: Path) -> list[str]:
         for name, stage in RESULTS.items()
         if _names(path, manifest, stage) or (path / name / SUMS).exists()
     ]
-    results += [folder for folder in (path / CONTROLS,) if (folder / SUMS).exists()]
     for part, check in (
         *((store, _verify_store) for store in stores),
         *((coder, _verify_coder) for coder in coders),
         *((index, _verify_index) for index in indexes),
         *((result, _verify_sums) for result in results),
+        (path / CONTROLS, _verify_controls),
     ):
         if part.exists():
             problems += check(part)
     problems += _verify_explanations(path / "explanations")
+    problems += _unexpected(path / "coders", *COMMITS) + _unexpected(path / "features")
     return problems + _verify_checkpoints(path / "coders")
 
 
@@ -101,6 +104,27 @@ def _verify_sums(path: Path) -> list[str]:
     coders = [config.parent for config in path.glob("*/cfg.json")]
     problems = problems_of(path, [coder.name for coder in coders])
     return problems + [problem for coder in coders for problem in _verify_coder(coder)]
+
+
+def _verify_controls(path: Path) -> list[str]:
+    """Fitted controls: coders, which have their own sums, and files, which the folder's name."""
+    if not path.is_dir():
+        return [f"{path}: extra"]
+    coders = [config.parent for config in path.glob("*/cfg.json")]
+    others = {*path.iterdir()} - {*coders, path / f".{SUMS}.lock"}
+    is_sealed = (path / SUMS).exists() or bool(others)
+    problems = problems_of(path, [coder.name for coder in coders]) if is_sealed else []
+    return problems + [p for coder in coders for p in _verify_coder(coder, is_ours=True)]
+
+
+def _unexpected(folder: Path, *expected: str) -> list[str]:
+    """What lies directly in a folder that holds folders of coders."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        f"{entry}: extra"
+        for entry in entries
+        if not entry.is_dir() and not any(entry.match(pattern) for pattern in expected)
+    ]
 
 
 def _verify_file(path: Path, folder: Path) -> list[str]:
@@ -166,7 +190,7 @@ def _contents_of(store: "ActivationStore") -> list[str]:
     return problems
 
 
-def _verify_coder(path: Path) -> list[str]:
+def _verify_coder(path: Path, *, is_ours: bool = False) -> list[str]:
     """The files, where Loupe wrote them; then the weights, of whatever tool."""
     from sae.coders import load_coder
 
@@ -175,8 +199,8 @@ def _verify_coder(path: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     metadata = config.get("metadata") if isinstance(config, dict) else None
-    ours = isinstance(metadata, dict) and "loupe" in metadata
-    if (ours or (path / SUMS).exists()) and (problems := problems_of(path, TRAINING)):
+    is_ours |= isinstance(metadata, dict) and "loupe" in metadata
+    if (is_ours or (path / SUMS).exists()) and (problems := problems_of(path, TRAINING)):
         return problems
     try:
         coder = load_coder(path)

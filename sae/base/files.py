@@ -1,12 +1,17 @@
 """Files that are either whole or absent, and hashes that say what is in them."""
 
+import errno
+import fcntl
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
@@ -17,6 +22,9 @@ from sae.base.errors import UserError
 from sae.base.foreign import read_bytes
 
 LARGEST_JSON = 2**26
+QUIET = 60
+"""Seconds without a write after which a partial file that nobody has locked counts as left."""
+WITHOUT_FOLDER_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 
 
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
@@ -26,23 +34,71 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> Path:
     partial = partial_of(path)
     try:
         with partial.open("wb") as file:
+            _lock(file.fileno())  # until it has its name: it says that the writer lives
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
+def sync_file(path: Path | str) -> None:
+    """Returns when the content of a file is on the disk."""
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path | str) -> None:
+    """Returns when the names in a folder are on the disk, where the file system can tell."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in WITHOUT_FOLDER_SYNC:
+            raise
+
+
 def partial_of(path: Path) -> Path:
     """Where this process writes what it will rename to `path`; a dead process's one is removed."""
-    ours = f".{path.name}.{socket.gethostname()}-"
-    for left in path.parent.glob(f"{glob.escape(ours)}*.partial"):
-        pid = left.name.removeprefix(ours).removesuffix(".partial")
-        if pid.isdigit() and not _runs(int(pid)):
-            left.unlink(missing_ok=True)
-    return path.with_name(f"{ours}{os.getpid()}.partial")
+    form = re.compile(re.escape(f".{path.name}.") + r"(.+)-(\d+)\.partial")
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if named := form.fullmatch(left.name):
+            dead_here = named[1] == host and not _runs(int(named[2]))
+            if dead_here or _is_left(left):
+                left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
+
+
+def _is_left(partial: Path) -> bool:
+    """Whether nobody has locked the file or written to it of late.
+
+    Its process cannot be asked after: a container that starts again has another host's name, and
+    under the old name another process may have the number.
+    """
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        is_quiet = time.time() - os.fstat(descriptor).st_mtime > QUIET
+        return is_quiet and _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks an open file until it is closed; False if it is locked, or locks are not known."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _runs(pid: int) -> bool:

@@ -127,12 +127,17 @@ def require_intact(folder: Path | str, names: Iterable[str]) -> None:
 
 def _others(folder: Path, sums: dict[str, str], ignored: Iterable[str]) -> list[str]:
     patterns = (*ignored, SUMS, f".{SUMS}.lock")
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if _is_entry(path))
     return [
         path.as_posix()
         for path in found
         if path.as_posix() not in sums and not any(_under(path, p) for p in patterns)
     ]
+
+
+def _is_entry(path: Path) -> bool:
+    """Anything but a real folder: a link to one hides what lies behind it."""
+    return path.is_symlink() or not path.is_dir()
 
 
 def _under(path: Path, pattern: str) -> bool:

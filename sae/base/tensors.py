@@ -1,19 +1,31 @@
 """Files of tensors that may come from anybody. Imports torch; `sae.base.foreign` does not."""
 
-import os
-import re
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sae.base.foreign import reading, require_file, require_stored
 
 MOST_NESTED = 20
+_CODE_OF = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_CODES = tuple(_CODE_OF.values())
+"""In the order of safetensors, which writes the last ones first."""
 
 
 def read_safetensors(path: Path | str) -> dict[str, Tensor]:
@@ -23,17 +35,63 @@ def read_safetensors(path: Path | str) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def write_safetensors(tensors: dict[str, Tensor], path: Path | str) -> None:
-    """Straight from the tensors to the disk: as bytes they would be in memory once more.
+def write_safetensors(tensors: dict[str, Tensor], file: BinaryIO) -> None:
+    """The bytes of `safetensors.torch.save_file`, tensor by tensor, through the file given.
 
-    Raises `OSError` as any other writing does; safetensors has errors of its own for a full disk.
+    `save_file` itself renames a file of its own over a path: what `atomic_write` then brings to
+    the disk is not the weights, and a kill leaves that file behind.
     """
+    ordered = sorted(tensors.items(), key=lambda item: (-_CODES.index(_code(item[1])), item[0]))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _code(tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _code(tensor: Tensor) -> str:
+    return _CODE_OF[tensor.dtype]
+
+
+def write_state(state: object, file: BinaryIO, digest: Any = None) -> None:
+    """As `torch.save`; also feeds a digest. A full disk is the `OSError` that `file` raised."""
+    watched = _Watched(file, digest)
     try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        if code := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        torch.save(state, cast(BinaryIO, watched))
+    except Exception:
+        if watched.error is not None:  # torch's zip writer, closing, hides it behind its own
+            raise watched.error from None
         raise
+
+
+class _Watched:
+    """A file open for writing that remembers its first error; what `torch.save` needs of one."""
+
+    def __init__(self, file: BinaryIO, digest: Any) -> None:
+        self._file, self._digest = file, digest
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self._digest is not None:
+            self._digest.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_state(path: Path | str, advice: str = "make it again, or take another") -> Any:

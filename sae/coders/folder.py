@@ -37,7 +37,7 @@ def save_coder(coder: Coder, folder: Path | str) -> Path:
     """
     folder, coder = Path(folder), coder.for_inference()
     (folder / SUMS).unlink(missing_ok=True)
-    atomic_write(folder / WEIGHTS, lambda file: write_safetensors(_weights(coder), file.name))
+    atomic_write(folder / WEIGHTS, lambda file: write_safetensors(_weights(coder), file))
     write_json(folder / CONFIG, _config(coder))
     seal(folder, [WEIGHTS, CONFIG])
     return folder

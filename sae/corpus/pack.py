@@ -33,7 +33,7 @@ class PackedCorpus:
     def hash(self) -> str:
         """Hash of every token and of where the splits lie."""
         digest = hashlib.sha256(repr(sorted(self.splits.items())).encode())
-        digest.update(self.tokens.tobytes())
+        digest.update(np.ascontiguousarray(self.tokens).data)
         return digest.hexdigest()
 
 
@@ -57,7 +57,8 @@ def pack_corpus(
     if context < 2:
         raise UserError(f"`context` is {context}; it must be at least 2.")
     budgets: dict[Split, int] = {"train": train_tokens, "heldout": heldout_tokens}
-    streams: dict[Split, _Stream] = {split: _Stream() for split in budgets}
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    streams: dict[Split, _Stream] = {split: _Stream(dtype) for split in budgets}
     wanted: Iterator[tuple[Split, Document]] = (
         (split_of(d, heldout_share, seed), d) for d in corpus.documents() if d.text.strip()
     )
@@ -69,14 +70,18 @@ def pack_corpus(
             streams[split].add(document, [tokenizer.eos_token_id, *ids])
         if on_tokens:
             on_tokens(sum(min(s.length, budgets[name]) for name, s in streams.items()))
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    return _pack(streams, budgets, tokenizer.bos_token_id, context, multiple, dtype, corpus.spec)
+    counts: dict[Split, int] = {
+        split: _rows_of(split, stream.length, budgets[split], context, multiple, corpus.spec)
+        for split, stream in streams.items()
+    }
+    return _pack(streams, counts, tokenizer.bos_token_id, context, dtype)
 
 
 class _Stream:
     """The tokens of one split, end to end, and where its documents start."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: type) -> None:
+        self.dtype = dtype
         self.pieces: list[np.ndarray] = []
         self.starts: list[int] = []
         self.documents: list[Document] = []
@@ -85,7 +90,7 @@ class _Stream:
     def add(self, document: Document, ids: list[int]) -> None:
         self.starts.append(self.length)
         self.documents.append(Document(document.id, document.title, "", document.group))
-        self.pieces.append(np.array(ids, dtype=np.uint32))
+        self.pieces.append(np.array(ids, dtype=self.dtype))
         self.length += len(ids)
 
 
@@ -103,40 +108,44 @@ def _until_full(
             yield split, document
 
 
+def _rows_of(split: Split, length: int, budget: int, context: int, multiple: int, spec: str) -> int:
+    """How many whole rows a split has. Raises `UserError` where it has none."""
+    count = min(length, budget) // (context - 1)
+    if split == "train":
+        count -= count % multiple
+    if count < 1:
+        raise UserError(
+            f"The corpus `{spec}` has too little {split} text: {length} tokens, and "
+            f"at least {(multiple if split == 'train' else 1) * (context - 1)} are needed; "
+            "give more documents, or another `corpus.heldout_share`."
+        )
+    return count
+
+
 def _pack(
-    streams: dict[Split, _Stream],
-    budgets: dict[Split, int],
-    bos: int,
-    context: int,
-    multiple: int,
-    dtype: type,
-    spec: str,
+    streams: dict[Split, _Stream], counts: dict[Split, int], bos: int, context: int, dtype: type
 ) -> PackedCorpus:
-    rows: list[np.ndarray] = []
+    """One array is filled, and pieces are let go on the way: a corpus may be most of memory."""
+    tokens = np.empty((sum(counts.values()), context), dtype)
+    tokens[:, 0] = bos
     splits: dict[Split, tuple[int, int]] = {}
     starts: list[np.ndarray] = []
     ids: list[str] = []
     titles: list[str] = []
     first = 0
     for split, stream in streams.items():
-        count = min(stream.length, budgets[split]) // (context - 1)
-        if split == "train":
-            count -= count % multiple
-        if count < 1:
-            raise UserError(
-                f"The corpus `{spec}` has too little {split} text: {stream.length} tokens, and "
-                f"at least {(multiple if split == 'train' else 1) * (context - 1)} are needed; "
-                "give more documents, or another `corpus.heldout_share`."
-            )
-        text = np.concatenate(stream.pieces)[: count * (context - 1)].reshape(count, context - 1)
-        rows.append(np.concatenate([np.full((count, 1), bos, text.dtype), text], axis=1))
+        last = first + counts[split]
+        length = counts[split] * (context - 1)
+        text = np.concatenate(stream.pieces)
+        stream.pieces.clear()
+        tokens[first:last, 1:] = text[:length].reshape(-1, context - 1)
+        del text
         start = np.array(stream.starts, dtype=np.int64)
-        kept = start < count * (context - 1)
+        kept = start < length
         starts.append((first + start // (context - 1)) * context + 1 + start % (context - 1))
         starts[-1] = starts[-1][kept]
         ids += [d.id for d, keep in zip(stream.documents, kept, strict=True) if keep]
         titles += [d.title for d, keep in zip(stream.documents, kept, strict=True) if keep]
-        splits[split] = (first, first + count)
-        first += count
-    tokens = np.concatenate(rows).astype(dtype)
+        splits[split] = (first, last)
+        first = last
     return PackedCorpus(tokens, splits, np.concatenate(starts), ids, titles)

@@ -12,6 +12,7 @@ import numpy as np
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.base.foreign import reading
+from sae.base.sums import require_intact
 from sae.explain.answers import LONGEST_EXPLANATION
 from sae.explain.plan import SHUFFLED, TASKS, Request
 from sae.explain.scores import judged
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sae.explain.explainer import Explainer
 
 SCHEMA = 1
+AGAIN = "delete it: the answers behind it are kept, and cost nothing again"
 NUMBERS = ("balanced_accuracy", "f1")
 Answered = Sequence[tuple[Request, list[bool] | None]]
 
@@ -121,6 +123,7 @@ class Explanation:
 def read_explanations(path: Path | str, coder_hash: str) -> dict[int, Explanation]:
     """The explanations in a report; {} if it is not there, not readable, or of other weights."""
     try:
+        _require_intact(Path(path))
         report = read_json(path) if Path(path).is_file() else {}
         settings = report["settings"]
         if settings["coder_hash"] != coder_hash:
@@ -134,6 +137,14 @@ def read_explanations(path: Path | str, coder_hash: str) -> dict[int, Explanatio
         return {}
 
 
+def _require_intact(path: Path) -> None:
+    """By the sums of the folder that `report_path` puts it into."""
+    try:
+        require_intact(path.parent.parent, [f"{path.parent.name}/{path.name}"])
+    except UserError as error:
+        raise UserError(f"{path} is not what was written; {AGAIN}.") from error
+
+
 def _shown(record: dict[str, Any], model: str) -> Explanation:
     sides = (record, record["shuffled"])
     scores = [_share(side[test]["balanced_accuracy"]) for side in sides for test in TASKS]
@@ -145,13 +156,18 @@ def _share(value: object) -> float | None:
 
 
 def records_before(path: Path | str, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The records of an earlier report of the same settings; {} if there is none."""
+    """The records of an earlier report of the same settings; {} if there is none.
+
+    Raises:
+        UserError: it is damaged, or none.
+    """
     if not Path(path).is_file():
         return {}
+    _require_intact(Path(path))
     report = read_json(path)
     if not isinstance(report, dict) or report.get("settings") != settings:
         return {}
-    with reading(path, "delete it: the answers behind it are kept, and cost nothing again"):
+    with reading(path, AGAIN):
         records = {int(feature): record for feature, record in report["features"].items()}
         for record in records.values():
             _shown(record, "")  # has what a reader needs

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from sae.base.files import sha256_file, write_array, write_json
 from sae.base.sums import SUMS, write_sums
 from sae.features import layout
 from sae.features.labels import label_features
-from sae.features.notes_file import moving_notes
+from sae.features.notes_file import make_notes, moving_notes
 from sae.features.scatter import scatter
 from sae.features.statistics import feature_statistics
 from sae.features.vocabulary import Vocabulary
@@ -150,14 +149,16 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
     for path in partial.iterdir():
         if path.name not in (layout.META, SUMS, *layout.FILES):
             path.unlink()
+    _sync(partial)
     if not folder.exists():
-        _sync(partial)
         os.replace(partial, folder)
         return folder
     notes, old = folder / layout.NOTES, _old(folder)
     shutil.rmtree(old, ignore_errors=True)
-    with moving_notes(notes, partial / layout.NOTES) if notes.exists() else nullcontext():
-        _sync(partial)
+    if not notes.exists():  # else the first note, written meanwhile, would go with the old folder
+        make_notes(notes)
+    with moving_notes(notes, partial / layout.NOTES):
+        _fsync(partial)  # the notes' new name
         os.replace(folder, old)
         os.replace(partial, folder)
     shutil.rmtree(old)
@@ -172,11 +173,15 @@ def _sync(partial: Path) -> None:
     """
     own = (path for path in partial.iterdir() if not path.name.startswith(layout.NOTES))
     for path in (*own, partial):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def recover(folder: Path) -> None:

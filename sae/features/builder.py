@@ -14,7 +14,7 @@ import torch
 
 from sae import coders
 from sae.base.errors import UserError
-from sae.base.files import read_json, require_free_space, sha256_json, write_array
+from sae.base.files import read_json, require_free_space, sha256_json, sha256_tree, write_array
 from sae.coders import check_fit
 from sae.features import layout
 from sae.features.assemble import DecoderEffects, Progress, assemble, recover
@@ -74,6 +74,8 @@ def build_index(
         "store": [store.attributes["model"], store.attributes["corpus"]],
         "site": site,
         "rows": selection.rows,
+        "lm": lm.hash,
+        "code": _code_hash(),
     }
     partial = _prepare(layout.partial_folder(folder), sha256_json(what))
     _require_space(coder, selection, folder)
@@ -175,6 +177,11 @@ def _codes(coder: "Coder", x_RD: np.ndarray, batch: int, device: torch.device | 
         features.append(indices_N.cpu().numpy())
         acts.append(acts_N.float().cpu().numpy())
     return np.concatenate(counts), np.concatenate(features), np.concatenate(acts)
+
+
+def _code_hash() -> str:
+    """Of `sae.features`: what one version began, another must not finish."""
+    return sha256_tree(Path(__file__).parent, "*.py")
 
 
 def _prepare(partial: Path, fingerprint: str) -> Path:

@@ -4,7 +4,6 @@ Sums say whether files are what was written, not whether somebody wrote nonsense
 its arrays once; a `ValueError` says what is wrong (`sae.base.foreign.reading` makes a sentence).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -166,8 +165,3 @@ def _require_kinds(*pairs: tuple[np.ndarray, str]) -> None:
             raise ValueError(f"it holds {array.dtype}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError("it holds what is not finite")
-
-
-def require_columns(names: Sequence[str], wanted: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in names]:
-        raise ValueError(f"it lacks the column {missing[0]}")

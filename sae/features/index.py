@@ -68,8 +68,8 @@ class FeatureIndex(IndexedText):
             forms.require_table(self.table, self.width, len(self.vocabulary))
 
     @classmethod
-    def open(cls, folder: Path | str) -> "FeatureIndex":
-        """Opens the index in `folder`.
+    def open(cls, folder: Path | str, *, scorecard: bool = True) -> "FeatureIndex":
+        """Opens the index in `folder`; without `scorecard`, that file may be damaged.
 
         Raises:
             UserError: there is none, or one of another schema, or a file is not what was written.
@@ -92,7 +92,8 @@ class FeatureIndex(IndexedText):
             raise UserError(
                 f"{folder} lacks {', '.join(missing)}; build it again with `sae index`."
             )
-        require_intact(folder, (layout.META, *layout.FILES, layout.SCORECARD))
+        own = (layout.META, *layout.FILES)
+        require_intact(folder, (*own, layout.SCORECARD) if scorecard else own)
         with reading(folder / layout.META, AGAIN):
             forms.require_meta(meta)
         return cls(folder, meta)

@@ -81,6 +81,12 @@ def _make(connection: sqlite3.Connection, path: Path) -> None:
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLE} COMMIT;")
 
 
+def make_notes(path: Path) -> None:
+    """A file without notes, unless there is one."""
+    with reading(path, ADVICE), opened(path):
+        pass
+
+
 def notes_problems(path: Path) -> list[str]:
     """What SQLite finds wrong with a notes file, and notes that cannot be read; [] if nothing.
 

@@ -1,6 +1,6 @@
 """Makes the scorecard of a coder: what its index counted, other seeds, and ablations (torch)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ def build_scorecard(
     seed: int = 0,
     names: Sequence[str] = (),
     progress: Progress | None = None,
+    before_writing: Callable[[], object] = lambda: None,
 ) -> Path:
     """Writes `scorecard.parquet` into the index's folder; see `sae.features.scorecard`.
 
@@ -49,6 +50,7 @@ def build_scorecard(
             held-out tokens are run through the model for that.
         seed: of the choice among a feature's firings.
         progress: called as progress(what, done, total).
+        before_writing: called when all is measured, before the file is written.
 
     Raises:
         UserError: index, coder and model do not belong together, or the index is an older one.
@@ -71,6 +73,7 @@ def build_scorecard(
         "site": _written_at(index),
         "seed_coders": list(names),
     }
+    before_writing()
     return write_scorecard(index, pd.DataFrame({name: found[name] for name in MEASURED}), about)
 
 

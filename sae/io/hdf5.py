@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sae import __version__
 from sae.base.errors import UserError
 from sae.base.files import partial_of, read_json_object, require_free_space, sha256_file
 from sae.base.foreign import reading, require_file
+from sae.base.sums import require_intact
 from sae.features.assemble import Progress
 from sae.features.filters import select
 from sae.features.index import FeatureIndex
@@ -41,6 +42,7 @@ def export_dictionary(
     examples: int = EXAMPLES,
     context: int = CONTEXT,
     progress: Progress | None = None,
+    before_replacing: Callable[[], object] = lambda: None,
 ) -> Path:
     """Writes weights, statistics, labels and top examples of a dictionary into one file.
 
@@ -52,10 +54,11 @@ def export_dictionary(
         examples: top examples per feature, duplicate contexts folded.
         context: tokens either side of an example's focus; W = 2 * context + 1.
         progress: called as progress(what, done, total).
+        before_replacing: called when the new file is whole, before it takes its place.
 
     Raises:
-        UserError: no such index or coder, not the index of this coder, a filter that nothing
-            satisfies, too little disk.
+        UserError: no such index or coder, a damaged one, not the index of this coder, a filter
+            that nothing satisfies, too little disk.
     """
     index, path = FeatureIndex.open(index_folder), Path(path)
     weights, config = _coder(Path(coder_folder), index)
@@ -73,6 +76,7 @@ def export_dictionary(
             _write_table(file.create_group("features"), index.view().iloc[ids])
             _write_examples(file.create_group("examples"), index, ids, examples, context, progress)
             _create(file, "vocabulary", [_storable(name) for name in index.vocabulary.names], _TEXT)
+        before_replacing()
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -90,6 +94,7 @@ def _coder(folder: Path, index: FeatureIndex) -> tuple[dict[str, np.ndarray], di
             f"{index.folder} was built from other weights than {folder} holds; run `sae index` "
             "for this coder first."
         )
+    require_intact(folder, [CONFIG])
     config = read_json_object(folder / CONFIG)
     with reading(folder / WEIGHTS):
         require_file(folder / WEIGHTS)

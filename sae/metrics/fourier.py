@@ -59,13 +59,6 @@ def grid_power(values_GF: npt.NDArray[np.floating], p: int) -> Floats:
     return power.reshape(p * p, -1)
 
 
-def sum_wave_power(values_GF: npt.NDArray[np.floating], p: int) -> Floats:
-    """(n, F): the power on cos and sin of a + b alone, at each frequency."""
-    power_GF = grid_power(values_GF, p)
-    k = frequencies(p)
-    return power_GF[k * p + k] + power_GF[(p - k) * p + (p - k)]
-
-
 def phases(values_GF: npt.NDArray[np.floating], p: int, frequency_F: Ints) -> Floats:
     """(F,) φ in [0, 2π) of the part cos(2πk(a + b)/p − φ) of each function, at its frequency k."""
     sums = np.add.outer(np.arange(p), np.arange(p)).ravel()

@@ -46,12 +46,12 @@ class ActivationStore:
         """
         folder = Path(path)
         sealed = (folder / SUMS).is_file()
+        local = Local.of(folder)
         if sealed:
             _require_files(folder)
-        local = Local.of(folder)
         try:
             with reading(f"{path}/zarr.json", "harvest again"):
-                group = zarr.open_group(str(path), mode="r")
+                group = local.group("r")
                 attributes = dict(group.attrs)
         except UserError as error:
             if isinstance(error.__cause__, FileNotFoundError | GroupNotFoundError):
@@ -116,17 +116,13 @@ class ActivationStore:
         """Zarr reads a shard that is not there as nought; here it is an error. What its chunks
         unfold to is looked at once."""
         rows = array.shards[0]
-        for shard in range(start // rows, -(-max(start, stop) // rows)) if self._is_local else ():
+        for shard in range(start // rows, -(-max(start, stop) // rows)):
             file = shard_file(site, shard)
             if not (self.path / file).is_file():
                 raise FileNotFoundError(f"{file} is missing")
             if file not in self._looked_at:
                 require_shard_of(array, self.path / file)
                 self._looked_at.add(file)
-
-    @property
-    def _is_local(self) -> bool:
-        return (self.path / "zarr.json").is_file()
 
     @contextmanager
     def _damage_named(self, what: str) -> Iterator[None]:

@@ -5,9 +5,12 @@ Kept per shard so that an interrupted harvest, resumed, ends with bit-identical 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from sae.base.foreign import read_npz, reading
 
 Floats = npt.NDArray[np.float64]
 BLOCK = 4096  # rows converted to float32 at a time: small enough to stay in cache
@@ -63,3 +66,15 @@ class SiteStats:
     def from_sums(cls, sums: SiteSums) -> "SiteStats":
         n = max(1, sums.count)
         return cls(sums.count, sums.total_D / n, sums.total_square / n, sums.total_norm / n)
+
+
+def load_sums(path: Path, site: str, width: int) -> SiteSums:
+    """The statistics of a shard that is done. Raises `UserError` if it is not."""
+    with reading(path):
+        arrays = read_npz(path)
+        count, square, norm = arrays[f"{site}/scalars"].tolist()
+        total_D = arrays[f"{site}/total"]
+        digest = arrays[f"{site}/sha256"]
+        if (total_D.shape, total_D.dtype) != ((width,), np.float64) or digest.dtype.kind != "U":
+            raise ValueError("it is of another harvest")
+        return SiteSums(int(count), total_D, float(square), float(norm))

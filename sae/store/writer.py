@@ -5,10 +5,10 @@ file holds the shard's statistics and the sha256 of its files; when all are ther
 the store is marked complete, and `SHA256SUMS` seals it.
 """
 
-import os
 import queue
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,14 +17,21 @@ import numpy as np
 import zarr
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, remove_tree, require_free_space, sha256_file
-from sae.base.foreign import read_npz, reading, require_plain_files
+from sae.base.files import (
+    atomic_write,
+    remove_tree,
+    require_free_space,
+    sha256_file,
+    sync_file,
+    sync_folder,
+)
+from sae.base.foreign import read_npz, reading
 from sae.base.locks import Lock
 from sae.base.sums import SUMS, write_sums
-from sae.store.bounds import require_layout
+from sae.store.bounds import Local, require_layout
 from sae.store.documents import DocumentTable
 from sae.store.schema import CHECKED, StoreSpec, array_of, create_arrays, shard_file
-from sae.store.stats import SiteStats, SiteSums
+from sae.store.stats import SiteStats, SiteSums, load_sums
 
 Block = dict[str, np.ndarray]  # site -> (rows of the shard, D) float16
 PROGRESS = "progress"
@@ -40,6 +47,9 @@ class StoreWriter:
             writer.write(shard, {site: x_BD})      # returns at once; blocks only if 2 shards behind
         writer.finish()
 
+    `begin` is called when nothing is left to refuse of what lies there and of the disk, before
+    anything changes; it may remove the store, which is then made anew.
+
     An error of the background thread is raised by the next `write`, `finish`, or on leaving.
 
     Raises:
@@ -48,12 +58,20 @@ class StoreWriter:
     """
 
     def __init__(
-        self, path: Path | str, spec: StoreSpec, tokens: np.ndarray, documents: DocumentTable
+        self,
+        path: Path | str,
+        spec: StoreSpec,
+        tokens: np.ndarray,
+        documents: DocumentTable,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
         self.path, self.spec, self.documents = Path(path), spec, documents
         self._progress = self.path / PROGRESS
         self._lock = Lock(f"{self.path}.lock", f"The activation store {self.path}")
         try:
+            if not self._is_same(self._attributes()):
+                self._require_space()
+            begin()
             self._complete = self._is_complete()
             if self._complete or self._is_resumable():
                 self._group = self._open()
@@ -111,9 +129,9 @@ class StoreWriter:
     def _open(self) -> zarr.Group:
         """What is to be gone on with, if its arrays are those that this harvest writes."""
         with reading(f"The activation store {self.path}", "remove it, and harvest again"):
-            require_plain_files(self.path)
-            group = zarr.open_group(self.path, mode="r+")
-            require_layout(group, self.spec, None)
+            local = Local.of(self.path)
+            group = local.group("r+")
+            require_layout(group, self.spec, local)
         return group
 
     def _attributes(self) -> dict[str, Any]:
@@ -122,8 +140,7 @@ class StoreWriter:
             return {}
         try:
             with reading(self.path):
-                require_plain_files(self.path)
-                attributes: dict[str, Any] = dict(zarr.open_group(self.path, mode="r").attrs)
+                attributes: dict[str, Any] = dict(Local.of(self.path).group("r").attrs)
         except UserError:
             attributes = {}
         if "schema" not in attributes:
@@ -136,11 +153,14 @@ class StoreWriter:
     def _is_complete(self) -> bool:
         """Whether this very store is whole already: a kill came before that was written down."""
         attributes = self._attributes()
-        if not attributes.get("complete") or not (self.path / SUMS).exists():
-            return False
+        whole = attributes.get("complete") and (self.path / SUMS).exists()
+        return bool(whole) and self._is_same(attributes)
+
+    def _is_same(self, attributes: dict[str, Any]) -> bool:
+        """Whether the attributes are those of this very store."""
         try:
             return not StoreSpec.from_attributes(attributes, self.path).differences(self.spec)
-        except UserError:  # of another schema: replaced
+        except UserError:  # there is none, or of another schema: replaced
             return False
 
     def _is_resumable(self) -> bool:
@@ -159,9 +179,13 @@ class StoreWriter:
             )
         return True
 
-    def _create(self, tokens: np.ndarray) -> zarr.Group:
+    def _require_space(self) -> None:
+        """Of a store that takes the place of what lies there."""
         freed = sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
         require_free_space(self.path, self.spec.bytes - freed, "The activation store")
+
+    def _create(self, tokens: np.ndarray) -> zarr.Group:
+        self._require_space()
         remove_tree(self.path)
         attributes = {**self.spec.attributes(), "complete": False, "sealed": True}
         group = zarr.create_group(self.path, attributes=attributes)
@@ -190,7 +214,7 @@ class StoreWriter:
                 x_BD
             )
             file = self.path / shard_file(site, shard)
-            _sync(file)
+            sync_file(file)
             sums = SiteSums.of(x_BD[used])
             arrays[f"{site}/total"] = sums.total_D
             arrays[f"{site}/scalars"] = np.array([sums.count, sums.total_square, sums.total_norm])
@@ -214,7 +238,7 @@ class StoreWriter:
         )
 
     def _write_statistics(self, site: str, width: int) -> None:
-        parts = [_load_sums(self._done_file(i), site, width) for i in range(self.spec.shards)]
+        parts = [load_sums(self._done_file(i), site, width) for i in range(self.spec.shards)]
         stats = SiteStats.from_sums(SiteSums.merge(parts, width))
         group = self._group.require_group(f"statistics/{site}")
         group.create_array("mean", data=stats.mean_D, overwrite=True, **CHECKED)
@@ -223,7 +247,10 @@ class StoreWriter:
         )
 
     def _seal(self) -> None:
-        """The sums of all files: of shards as they were taken when each was written."""
+        """The sums of all files: of shards as they were taken when each was written.
+
+        All that they vouch for is on the disk before they are.
+        """
         sums: dict[str, str] = {}
         for shard in range(self.spec.shards):
             arrays = read_npz(self._done_file(shard))
@@ -234,14 +261,19 @@ class StoreWriter:
             if path.suffix == ".partial":
                 path.unlink()  # zarr's, of a process that was killed
             elif path.is_file() and name not in sums and not name.startswith((PROGRESS, SUMS)):
+                sync_file(path)
                 sums[name] = sha256_file(path)
+            elif path.is_dir():
+                sync_folder(path)
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
         write_sums(self.path, sums)
 
     def _is_done(self, shard: int) -> bool:
         """Whether the shard's statistics can be read and its files are there."""
         try:
             for site, width in self.spec.sites.items():
-                _load_sums(self._done_file(shard), site, width)
+                load_sums(self._done_file(shard), site, width)
         except UserError:
             return False
         return all((self.path / shard_file(site, shard)).is_file() for site in self.spec.sites)
@@ -265,21 +297,3 @@ def _training_rows(spec: StoreSpec, first: int, last: int) -> np.ndarray:
     sequences = np.arange(max(first, start), min(last, stop)) - first
     rows = sequences[:, None] * spec.context + np.arange(1, spec.context)
     return rows.ravel()
-
-
-def _sync(path: Path) -> None:
-    """Returns when the file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _load_sums(path: Path, site: str, width: int) -> SiteSums:
-    """The statistics of a shard that is done. Raises `UserError` if it is not."""
-    with reading(path):
-        arrays = read_npz(path)
-        count, square, norm = arrays[f"{site}/scalars"].tolist()
-        total_D = arrays[f"{site}/total"]
-        digest = arrays[f"{site}/sha256"]
-        if (total_D.shape, total_D.dtype) != ((width,), np.float64) or digest.dtype.kind != "U":
-            raise ValueError("it is of another harvest")
-        return SiteSums(int(count), total_D, float(square), float(norm))

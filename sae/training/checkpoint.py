@@ -12,15 +12,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_write, read_sealed_json, sha256_file, write_sealed_json
 from sae.base.foreign import is_inside, reading
-from sae.base.tensors import read_state
+from sae.base.tensors import read_state, write_state
 from sae.training.trainer import CoderTrainer
 
 KEPT = 2
@@ -123,26 +122,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def _save(path: Path, state: dict[str, Any]) -> str:
     """Writes a state; returns the sha256 of the file, taken on its way to the disk."""
     digest = hashlib.sha256()
-
-    def write(file: BinaryIO) -> None:
-        torch.save(state, cast(BinaryIO, _Hashed(file, digest)))
-
-    atomic_write(path, write)
+    atomic_write(path, lambda file: write_state(state, file, digest))
     return digest.hexdigest()
-
-
-class _Hashed:
-    """A file open for writing that also feeds a digest; what `torch.save` needs of one."""
-
-    def __init__(self, file: BinaryIO, digest: Any) -> None:
-        self._file, self._digest = file, digest
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _committed(commit: Path) -> dict[str, Any]:

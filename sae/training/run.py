@@ -79,7 +79,7 @@ def train(
                 on_step(step)
             asked = stop.number if stop is not None else None  # once: it may come at any moment
             if saver.is_due() or step == steps or asked is not None:
-                saver.save(step)
+                saver.save(step, results)
             if asked is not None:
                 raise Interrupted(
                     asked,
@@ -107,8 +107,11 @@ class _Saver:
         wait = max(self.every_seconds, self.took / MOST_SAVING) if self.every_seconds else 0.0
         return time.perf_counter() - self.saved > wait
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, results: Mapping[str, StepLog]) -> None:
+        """Raises `CheckFailure`, and saves nothing, if the step's record or a weight is unsound."""
         began = time.perf_counter()
+        records = {name: result.record() for name, result in results.items()}
+        require_sound_records(records, step, self.last)
         require_finite_weights(self.trainers, step, self.last)
         for log in self.logs:
             log.sync()

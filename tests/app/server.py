@@ -1,18 +1,15 @@
 """The browser's server as `sae browse` starts it, in a process of its own."""
 
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.launch import streamlit_arguments
-from app.run_folder import ENVIRONMENT
+from app.launch import HERE, environment, streamlit_command
 
 
 def free_port() -> int:
@@ -25,11 +22,13 @@ def free_port() -> int:
 def serving(run: Path, folder: Path) -> Iterator[str]:
     """The address of the server while it runs; its log, in `folder`, must hold no traceback."""
     port, log = free_port(), folder / "log.txt"
-    command = [sys.executable, "-m", "streamlit", *streamlit_arguments(run, port=port)]
-    environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT}
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=folder
+            streamlit_command(run, port=port),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment(run),
+            cwd=HERE,
         )
     address = f"http://127.0.0.1:{port}"
     try:

@@ -422,3 +422,12 @@ def test_a_damaged_file_is_a_sentence_on_the_page(run: Path, file: str, page: st
     with Damage(run / "features" / "hostile" / file, "cut", 0.5):
         shown = said(open_page(page, feature="0")).replace("\\", "")  # which keep it text
     assert f"{file} is damaged" in shown, shown
+
+
+def test_a_changed_evaluation_is_a_sentence_on_the_page(run: Path) -> None:
+    seal(run / "evaluation", ["hostile.json"])
+    file = run / "evaluation" / "hostile.json"
+    file.write_text(file.read_text().replace("0.912", "0.999"))
+    shown = said(open_page("overview")).replace("\\", "")
+    assert "hostile.json is damaged" in shown
+    assert "0.999" not in shown

@@ -15,6 +15,7 @@ from app.run_folder import ENVIRONMENT
 from tests.app.server import serving
 from tests.app.test_app_pages import check, open_page, said
 
+EVIL = "http://evil.example"
 SECRET = "the-secret-of-another-file"
 LISTENS, LOCALHOST = "0A", "0100007F"  # of /proc/net/tcp
 
@@ -27,6 +28,7 @@ def server(hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for name in ("ENABLE_XSRF_PROTECTION", "ENABLE_CORS"):
             patch.setenv(f"STREAMLIT_SERVER_{name}", "false")
         patch.setenv("STREAMLIT_SERVER_ADDRESS", "0.0.0.0")
+        patch.setenv("STREAMLIT_SERVER_CORS_ALLOWED_ORIGINS", f'["{EVIL}"]')
         with serving(hostile_run, tmp_path_factory.mktemp("server")) as address:
             yield address
 
@@ -64,7 +66,10 @@ def test_other_sites_are_not_obeyed(server: str) -> None:
         "Sec_WebSocket_Version": "13",
         "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
     }
-    assert ask(server, "GET", "/_stcore/stream", Origin="http://evil.example", **upgrade)[0] == 403
+    assert ask(server, "GET", "/_stcore/stream", Origin=EVIL, **upgrade)[0] == 403
+    # a foreign name that was made to lead here
+    assert ask(server, "GET", "/_stcore/stream", Host="evil.example", **upgrade)[0] == 403
+    assert ask(server, "GET", "/_stcore/stream", **upgrade)[0] == 101
 
 
 @pytest.mark.parametrize("way", ["..", "%2e%2e", "..%2f..", "%252e%252e", ".%00./.."])

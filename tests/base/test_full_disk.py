@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from sae.base.files import write_array
-from sae.base.tensors import write_safetensors
+from sae.base.files import atomic_write, write_array
+from sae.base.tensors import write_safetensors, write_state
 from sae.io.hdf5_file import new_file
 
 def hdf5(path, rows):
@@ -27,7 +27,12 @@ def hdf5(path, rows):
 
 writers = {{
     "array": lambda path, rows: write_array(path, np.zeros((rows, 128))),
-    "safetensors": lambda path, rows: write_safetensors({{"a": torch.zeros(rows, 128)}}, path),
+    "safetensors": lambda path, rows: atomic_write(
+        path, lambda file: write_safetensors({{"a": torch.zeros(rows, 128)}}, file)
+    ),
+    "state": lambda path, rows: atomic_write(
+        path, lambda file: write_state({{"a": torch.zeros(rows, 128)}}, file)
+    ),
     "hdf5": hdf5,
 }}
 path = Path(sys.argv[1])
@@ -41,7 +46,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["array", "safetensors", "hdf5"])
+@pytest.mark.parametrize("kind", ["array", "safetensors", "state", "hdf5"])
 @pytest.mark.parametrize(("rows", "limit"), [(8, 8192), (4096, 100_000), (4096, 4096)])
 def test_what_does_not_fit_is_an_error(tmp_path: Path, kind: str, rows: int, limit: int) -> None:
     """(8, 8192): only the last bytes of the array do not fit."""
@@ -54,4 +59,4 @@ def test_what_does_not_fit_is_an_error(tmp_path: Path, kind: str, rows: int, lim
     )
     assert (done.returncode, done.stdout.split()) == (0, ["refused", "27"]), done.stderr
     assert "Traceback" not in done.stderr
-    assert kind != "array" or not path.exists()
+    assert kind == "hdf5" or not path.exists()

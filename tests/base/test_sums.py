@@ -1,12 +1,14 @@
 """Sums and sealed JSON: no byte can change unnoticed, theirs included."""
 
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, partial_of, read_sealed_json, write_sealed_json
+from sae.base.files import QUIET, atomic_write, partial_of, read_sealed_json, write_sealed_json
 from sae.base.sums import SUMS, problems_of, read_sums, require_intact, seal, unseal
 
 
@@ -123,3 +125,43 @@ def test_what_is_unsealed_is_gone_with_its_line_and_the_rest_stays(tmp_path: Pat
     assert list(read_sums(tmp_path)) == ["b.txt"]
     unseal(tmp_path, ["a.txt"])  # which is not there any more
     assert problems_of(tmp_path) == []
+
+
+def test_what_a_writer_of_another_host_left_goes_and_what_one_holds_stays(tmp_path: Path) -> None:
+    """A container that starts again has another host's name."""
+    path = tmp_path / "a.json"
+    left, fresh, held, other = (
+        tmp_path / name
+        for name in (
+            ".a.json.4f1c-7.partial",
+            ".a.json.4f1c-8.partial",
+            ".a.json.4f1c-9.partial",
+            ".b.json.4f1c-7.partial",
+        )
+    )
+
+    def write(_file: object) -> None:
+        """While this file is written as `held`."""
+        partial_of(path).rename(held)
+        for partial in (left, fresh, other):
+            partial.write_text("half")
+        long_ago = time.time() - QUIET - 1
+        for partial in (left, held, other):
+            os.utime(partial, (long_ago, long_ago))
+        partial_of(path)
+
+    with pytest.raises(FileNotFoundError):  # it has lost its name
+        atomic_write(path, write)
+    assert {p.name for p in tmp_path.iterdir()} == {fresh.name, held.name, other.name}
+
+
+def test_links_are_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What lies behind a link to a folder was not looked at."""
+    (folder / "nowhere").symlink_to(folder / "gone")
+    (folder / "outside").symlink_to(tmp_path_factory.mktemp("outside"))
+    assert problems_of(folder) == [f"{folder}/nowhere: extra", f"{folder}/outside: extra"]
+    (folder / "nowhere").unlink()
+    (folder / "outside").unlink()
+    (folder / "inner").rename(folder.parent / "moved")
+    (folder / "inner").symlink_to(folder.parent / "moved")
+    assert problems_of(folder) == [f"{folder}/inner: extra"]

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,37 @@ def test_budgets_are_met_and_splits_share_no_document(tiny_lm: LanguageModel) ->
     assert halves[0]
     assert halves[1]
     assert not halves[0] & halves[1]
+
+
+def test_packing_takes_a_few_bytes_per_token() -> None:
+    """Pieces, one split end to end, and the rows: two bytes each."""
+    budget, length = 4_000_000, 4_000
+
+    class Fives:
+        bos_token_id = eos_token_id = 0
+
+        def __len__(self) -> int:
+            return 300
+
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[5] * length for _ in texts]}
+
+    tracemalloc.start()
+    try:
+        packed = pack_corpus(
+            _corpus(["x"] * 2_000),
+            Fives(),
+            context=100,
+            train_tokens=budget // 2,
+            heldout_tokens=budget // 2,
+            heldout_share=0.5,
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert packed.tokens.size > budget - 200
+    lists = 64 * length * 8  # of the documents that are tokenised together
+    assert peak < lists + 7 * budget
 
 
 def test_the_split_depends_on_the_group_alone() -> None:

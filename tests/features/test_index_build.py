@@ -173,6 +173,20 @@ def test_a_killed_build_goes_on_and_ends_the_same(
     assert not (tmp_path / "killed.partial").exists()
 
 
+def test_what_other_code_left_is_not_gone_on_with(
+    coder: Coder, lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae.features.builder.BLOCK_ROWS", 3 * T)
+    with pytest.raises(KeyboardInterrupt):
+        build(coder, Store(), tmp_path / "f", lm, progress=kill_in_block(2))
+    monkeypatch.setattr("sae.features.builder._code_hash", lambda: "of another version")
+    store, reads = Store(), list[int]()
+    read = store.read
+    monkeypatch.setattr(store, "read", lambda s, a, b: reads.append(a) or read(s, a, b))
+    build(coder, store, tmp_path / "f", lm)
+    assert min(reads) == 0
+
+
 def test_what_another_build_left_is_not_gone_on_with(
     coder: Coder, lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

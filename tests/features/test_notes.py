@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae.base.errors import UserError
-from sae.features import FeatureIndex, Notes, verify_index
+from sae.features import FeatureIndex, Notes, assemble, verify_index
 from sae.features.notes_file import notes_problems
 from tests.features.synthetic import make_index
 
@@ -200,6 +200,23 @@ for number in range(int(sys.argv[2])):
             continue
     print(number, flush=True)
 """
+
+
+@pytest.mark.parametrize("step", ["_sync", "_fsync"])
+def test_the_first_note_survives_an_index_that_is_put_in_place_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder = make_index(tmp_path / "topk")
+    notes, original = FeatureIndex.open(folder).notes, getattr(assemble, step)
+
+    def write_meanwhile(path: Path) -> None:
+        notes.set_label(3, "first")
+        original(path)
+
+    monkeypatch.setattr(assemble, step, write_meanwhile)
+    make_index(folder)
+    assert FeatureIndex.open(folder).notes.labels() == {3: "first"}
+    assert verify_index(folder) == []
 
 
 def test_an_index_that_is_built_again_keeps_what_is_written_meanwhile(tmp_path: Path) -> None:

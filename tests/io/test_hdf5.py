@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from synthetic import CONTEXT, make_index, make_tokens
 
 from sae.base.errors import UserError
 from sae.base.files import sha256_file
+from sae.base.sums import seal
 from sae.features import FeatureIndex
 from sae.io.hdf5 import export_dictionary
 
@@ -214,3 +216,27 @@ def test_the_reading_example_of_the_documentation_runs(whole: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "blocks.2.hook_resid_post" in result.stdout
     assert "promotes" in result.stdout
+
+
+def test_a_changed_configuration_of_the_coder_is_refused(
+    index: FeatureIndex, coder_folder: Path, tmp_path: Path
+) -> None:
+    coder = Path(shutil.copytree(coder_folder, tmp_path / "coder"))
+    seal(coder, ["cfg.json", "sae_weights.safetensors"])
+    (coder / "cfg.json").write_text(json.dumps({"architecture": "jumprelu", "d_in": D + 1}))
+    with pytest.raises(UserError, match=r"cfg.json is damaged"):
+        export_dictionary(index.folder, coder, tmp_path / "x.h5")
+
+
+def test_the_older_file_stays_until_the_new_one_is_whole(
+    index: FeatureIndex, coder_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.h5"
+    path.write_bytes(b"older")
+    told: list[bytes] = []
+    tell = {"before_replacing": lambda: told.append(path.read_bytes())}
+    with pytest.raises(UserError):
+        export_dictionary(index.folder, coder_folder, path, features="9999", **tell)
+    assert told == []
+    export_dictionary(index.folder, coder_folder, path, features="0-2", **tell)
+    assert told == [b"older"]

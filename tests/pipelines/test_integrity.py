@@ -235,6 +235,40 @@ def test_a_damaged_control_is_found(copy: Path) -> None:
         assert "sound" not in sae("verify", str(copy), code=1)
 
 
+def test_a_control_is_sealed_though_its_folder_is_not(copy: Path) -> None:
+    """Where only coders were fitted, nothing but these has sums."""
+    shutil.rmtree(copy / "controls")
+    control = Path(shutil.copytree(copy / "coders/topk", copy / "controls/random-0"))
+    assert verify(copy) == []
+    with Damage(control / "sae_weights.safetensors", "flip", 0.9):
+        assert [problem for problem in verify(copy) if "random-0" in problem]
+    (control / "SHA256SUMS").unlink()
+    config = json.loads((control / "cfg.json").read_text())
+    (control / "cfg.json").write_text(json.dumps({**config, "metadata": {}}))
+    assert [problem for problem in verify(copy) if "random-0/SHA256SUMS is missing" in problem]
+
+
+def test_what_lies_beside_the_coders_and_indexes_is_named(copy: Path) -> None:
+    (copy / "coders/.checkpoint-3.json.host-1.partial").write_text("left by a kill")
+    assert verify(copy) == []
+    (copy / "coders/notes.txt").write_text("x")
+    (copy / "features/nowhere").symlink_to(copy / "gone")
+    assert verify(copy) == [f"{copy}/coders/notes.txt: extra", f"{copy}/features/nowhere: extra"]
+
+
+def test_a_harvest_that_does_not_fit_loses_nothing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = "harvest.sites=[blocks.0.hook_resid_post,blocks.1.hook_resid_post]"
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(copy)._replace(free=0)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        said = sae("run", str(copy), "--from", "harvest", sites, code=2)
+    assert "The activation store needs" in said
+    assert "up to date" in sae("run", str(copy), "--dry-run")
+    assert "sound" in sae("verify", str(copy))
+
+
 def test_metadata_of_another_form_is_a_sentence(copy: Path) -> None:
     file = copy / "coders/topk/cfg.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "metadata": 5}))

@@ -9,6 +9,8 @@ from pipelines.config import RunConfig
 from pipelines.progress import console, human_count
 from pipelines.summary import print_summary
 from sae.base.config import load_config
+from sae.base.errors import UserError
+from sae.base.sums import seal
 
 
 def summary(run: Path) -> list[str]:
@@ -42,4 +44,7 @@ def test_controls_stand_under_the_coder_on_their_own_tokens(copy: Path, evaluati
     assert "pca" in lines[at + 1]
     evaluation["controls"] = {}
     (copy / "evaluation" / "topk.json").write_text(json.dumps(evaluation))
+    with pytest.raises(UserError, match=r"topk.json is damaged"):
+        summary(copy)
+    seal(copy / "evaluation", ["topk.json"])
     assert "tokens:" not in "\n".join(summary(copy))

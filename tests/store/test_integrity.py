@@ -1,6 +1,9 @@
 """One writer at a time, nothing mixed, nothing lost unnoticed, a full disk, values out of range."""
 
+import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ import zarr
 
 import sae.store.schema as schema
 from sae.base.errors import UserError
-from sae.base.sums import problems_of, read_sums
+from sae.base.files import LARGEST_JSON, remove_tree
+from sae.base.sums import SUMS, problems_of, read_sums, write_sums
 from sae.store import ActivationStore, ShuffledReader, StoreWriter
 from tests.disk import full_disk
 from tests.store.fixtures import SITES, make_parts, make_store, write_shards
@@ -178,3 +182,84 @@ def complete_with(path: Path, data: dict[str, np.ndarray]) -> None:
     with StoreWriter(path, spec, tokens, documents) as writer:
         write_shards(writer, data, writer.missing)
         writer.finish()
+
+
+def test_a_store_goes_only_when_the_one_in_its_place_fits(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    make_store(path)
+    before = read_sums(path)
+    spec, tokens, documents, _ = make_parts()
+
+    def remove() -> None:
+        remove_tree(path)
+
+    with pytest.raises(UserError, match="are free"):
+        StoreWriter(path, replace(spec, sequences=10**12), tokens, documents, remove)
+    assert read_sums(path) == before
+    assert problems_of(path) == []
+    with StoreWriter(path, spec, tokens, documents, remove) as writer:
+        assert len(writer.missing) == spec.shards
+
+
+def test_a_refusal_to_begin_leaves_the_store_to_others(tmp_path: Path) -> None:
+    spec, tokens, documents, _ = make_parts()
+
+    def refuse() -> None:
+        raise UserError("It is being read.")
+
+    with pytest.raises(UserError, match="being read"):
+        StoreWriter(tmp_path / "s.zarr", spec, tokens, documents, refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_that_the_sums_vouch_for_is_on_the_disk_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, sync = tmp_path / "s.zarr", set(), os.fsync
+
+    def recorded(descriptor: int) -> None:
+        if not (path / SUMS).exists():
+            synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    make_store(path)
+    folders = [p for p in (path, *path.rglob("*")) if p.is_dir()]
+    for place in (*folders, *(path / name for name in read_sums(path))):
+        assert place.stat().st_ino in synced, place
+
+
+@pytest.mark.parametrize("name", ["tokens", f"activations/{SITE}", f"statistics/{SITE}/mean"])
+def test_chunks_of_other_names_are_refused(tmp_path: Path, name: str) -> None:
+    """They would lie where nobody looks at what they unfold to."""
+    store, _ = make_store(tmp_path / "s.zarr")
+    metadata = store.path / name / "zarr.json"
+    said = json.loads(metadata.read_text())
+    said["chunk_key_encoding"]["configuration"]["separator"] = "."
+    metadata.write_text(json.dumps(said))
+    reseal_nothing(store.path)
+    with pytest.raises(UserError, match="are named as none of Loupe are"):
+        ActivationStore.open(store.path)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "tokens/zarr.json"])
+def test_metadata_of_any_size_are_not_read(tmp_path: Path, name: str) -> None:
+    store, _ = make_store(tmp_path / "s.zarr")
+    os.truncate(store.path / name, LARGEST_JSON + 1)
+    with pytest.raises(UserError, match=f"{name} has .* bytes, and a file of its kind at most"):
+        ActivationStore.open(store.path)
+
+
+def test_links_out_of_a_store_and_stores_elsewhere_are_refused(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path / "s.zarr")
+    (store.path / "tokens/c").rename(tmp_path / "c")
+    (store.path / "tokens/c").symlink_to(tmp_path / "c")
+    with pytest.raises(UserError, match="tokens/c leads out of the store"):
+        ActivationStore.open(store.path)
+    with pytest.raises(UserError, match="is no folder of this machine"):
+        ActivationStore.open("s3://bucket/s.zarr")
+
+
+def reseal_nothing(path: Path) -> None:
+    """Somebody who means harm brings sums that fit, here of no file."""
+    write_sums(path, {})

@@ -100,12 +100,13 @@ def goes_on_into(process: ForkServerProcess, output: Path, stage: str, delay: fl
     return process.exitcode is None
 
 
-def next_target(rng: np.random.Generator, before: str) -> str:
+def next_target(rng: np.random.Generator, before: str) -> str | None:
     """The stage to interrupt next in a run that was interrupted in `before`: that, or a later one,
-    so that each stage is hit about as often, however short it is."""
+    so that each stage is hit about as often, however short it is. None: let it come to its end."""
     every = ("start", *STAGES)
-    first = every.index(before)
-    return every[min(first + int(rng.integers(0, 3)), len(every) - 1)]
+    if before == every[-1]:
+        return None
+    return every[min(every.index(before) + int(rng.integers(0, 3)), len(every) - 1)]
 
 
 def results_of(run: Path) -> dict[str, object]:

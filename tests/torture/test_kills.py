@@ -63,15 +63,16 @@ def test_kills(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path, tables: Tab
         folder = tmp_path / f"run-{runs}"
         config = make_config(folder, wanted)
         last: list[str] = []
-        target = "start"
+        target: str | None = "start"
         for _ in range(1000):
             (tmp_path / "out").unlink(missing_ok=True)
             process = start(server, config, tmp_path / "out")
             target = next_target(rng, target)
-            delay = rng.uniform(0.0, 1.0) * lasts.get(target, 0.3)
-            at_work = goes_on_into(process, tmp_path / "out", target, delay)
-            if not at_work or sum(killed.values()) == KILLS:
+            if target is None or sum(killed.values()) == KILLS:
                 process.join()
+                break
+            delay = rng.uniform(0.0, 1.0) * lasts.get(target, 0.3)
+            if not goes_on_into(process, tmp_path / "out", target, delay):
                 break
             process.kill()
             process.join()

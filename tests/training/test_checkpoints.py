@@ -188,6 +188,20 @@ def test_a_training_that_is_no_longer_finite_keeps_its_last_good_checkpoint(
         assert all(x == x for record in curve(tmp_path / name) for x in record.values())
 
 
+def test_what_exploded_and_is_finite_is_not_saved(store: ActivationStore, tmp_path: Path) -> None:
+    """Between two lines of the log, too: the checkpoint would be called the last good one."""
+    trainers = make_trainers(store)
+
+    def spoil(step: int) -> None:
+        if step == 10:
+            with torch.no_grad():
+                trainers[1].coder.b_dec_D.fill_(1e6)
+
+    with pytest.raises(CheckFailure, match=r"`b` diverged: its error .* at step 11; .*-10\.json"):
+        run(store, tmp_path, trainers=trainers, on_step=spoil, log_every=STEPS)
+    assert checkpoints(tmp_path)[0].name == "checkpoint-10.json"
+
+
 def test_a_learning_rate_that_explodes_is_noticed(store: ActivationStore, tmp_path: Path) -> None:
     with pytest.raises(CheckFailure, match=r"`a` diverged: .*Lower its `learning_rate`"):
         run(store, tmp_path, trainers=make_trainers(store, rate=1e5), log_every=1)
