@@ -17,6 +17,9 @@ from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
 from sae.kernels import Codes, Kernels, Support
 
+LONGEST = 2**16
+"""Iterations of a token, for each of which there is a place in memory."""
+
 CHUNK_VALUES = 1 << 26  # of the dense (rows, F) scores of a step that exist at a time
 
 
@@ -42,6 +45,10 @@ class MatchingPursuit(Coder):
     ) -> None:
         if max_iterations is not None and max_iterations < 1:
             raise UserError(f"`max_iterations` is {max_iterations}; at least one is needed.")
+        if max_iterations is not None and max_iterations > LONGEST:
+            raise UserError(
+                f"`max_iterations` is {max_iterations:,}; at most {LONGEST:,} are made."
+            )
         if residual_threshold < 0:
             raise UserError(f"`residual_threshold` is {residual_threshold}; it must not be < 0.")
         super().__init__(d_in, d_sae)

@@ -73,7 +73,7 @@ def require_row_codes(
 
 def _require_divides(indptr: np.ndarray, total: int, name: str) -> None:
     ends = (indptr[:1].tolist(), indptr[-1:].tolist())
-    fits = indptr.ndim == 1 and indptr.dtype.kind in "iu" and ends == ([0], [total])
+    fits = indptr.ndim == 1 and indptr.dtype == np.int64 and ends == ([0], [total])
     if not fits or len(indptr) < 2 or (indptr[1:] < indptr[:-1]).any():
         raise ValueError(f"{name} does not divide the {total} firings")
 

@@ -11,12 +11,14 @@ from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, PreTrainedT
 
 from sae.base.devices import default_dtype, parse_device, parse_dtype
 from sae.base.errors import UserError
+from sae.base.files import read_json_object
 from sae.base.foreign import require_file, require_plain_files
 from sae.lm.assets import POCKET, local_model_folder
 from sae.lm.model import LanguageModel
 
 DESCRIPTIONS, LARGEST = (".json", ".txt", ".jinja", ".model"), 2**27
 """Files beside the weights, which are read whole, and the most bytes of one of them."""
+NO_LIMIT = int(1e30)  # tokens that a tokenizer takes, as transformers writes it
 
 
 def load_lm(
@@ -64,7 +66,10 @@ def _loaded(name: str, folder: Path | None) -> tuple[GPT2LMHeadModel, PreTrained
     )
     model, found = loaded
     _require_all_weights(found)
+    if folder is not None:
+        _require_ids(folder / "tokenizer.json", config.vocab_size)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer.model_max_length = NO_LIMIT  # whole documents are tokenised, then packed
     _require_tokenizer(tokenizer, config.vocab_size)
     return model, tokenizer
 
@@ -90,6 +95,19 @@ def _require_all_weights(found: dict[str, Any]) -> None:
                 f"its weights lack `{lacking[0]}`, or have it in another shape "
                 f"({len(lacking)} such tensors)"
             )
+
+
+def _require_ids(path: Path, vocabulary: int) -> None:
+    """Raises `ValueError` for ids beyond the model's, for each of which up to the largest the
+    tokenizer would take memory."""
+    if not path.is_file():  # an older layout, which has a list of tokens instead
+        return
+    described = read_json_object(path)
+    tokens = described["model"]["vocab"]
+    ids = list(tokens.values()) if isinstance(tokens, dict) else []
+    ids += [token["id"] for token in described.get("added_tokens") or ()]
+    if not all(type(i) is int and 0 <= i < vocabulary for i in ids):
+        raise ValueError(f"its tokenizer gives tokens beyond the model's {vocabulary}")
 
 
 def _require_tokenizer(tokenizer: Any, vocabulary: int) -> None:

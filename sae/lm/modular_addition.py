@@ -178,8 +178,11 @@ def load_modular_addition(folder: Path | str | None = None) -> ModularAddition:
     config = read_json_object(folder / "config.json")
     tensors = read_safetensors(folder / WEIGHTS)
     with reading(f"The model in {folder}"):
+        sizes = {name: int(size) for name, size in config["model"].items()}
+        if min(sizes.values(), default=0) < 1:
+            raise ValueError("a size in config.json is no positive whole number")
         with torch.device("meta"):  # no memory is taken for what config.json promises
-            net = ModularAddition(**{k: int(v) for k, v in config["model"].items()})
+            net = ModularAddition(**sizes)
         net.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
         return net.eval().requires_grad_(False)
 

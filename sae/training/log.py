@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError
 from sae.base.files import write_text
 from sae.base.foreign import require_file
+
+LONGEST_RECORD = 2**16
 
 
 class TrainingLog:
@@ -19,8 +22,7 @@ class TrainingLog:
         kept = ""
         if step and self.path.exists():
             require_file(self.path)
-            lines = self.path.read_text(errors="replace").splitlines(keepends=True)
-            kept = "".join(s for s in lines if s.endswith("\n") and _step_of(s) <= step)
+            kept = "".join(line for line in _lines(self.path) if _step_of(line) <= step)
         write_text(self.path, kept)
         self._file = self.path.open("a")
         self._board = _tensorboard(folder / "tensorboard", purge_step=step + 1)
@@ -44,6 +46,14 @@ class TrainingLog:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines, as far as they are of the length of a record."""
+    with path.open(errors="replace", newline="\n") as file:
+        while line := file.readline(LONGEST_RECORD):
+            if line.endswith("\n"):
+                yield line
 
 
 def _step_of(line: str) -> float:

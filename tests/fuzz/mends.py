@@ -1,11 +1,10 @@
 """Sums and hashes put right after a change, as somebody would who means harm."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import sha256_file, write_sealed_json
+from sae.base.files import LARGEST_JSON, sha256_file, write_sealed_json
 from sae.base.sums import SUMS, write_sums
 
 
@@ -45,7 +44,7 @@ def coder_hash(folder: Path) -> None:
     weights, meta = folder / "coder" / "sae_weights.safetensors", folder / "index" / "index.json"
     if weights.is_file():
         content = json.loads(meta.read_text())
-        content["coder_hash"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        content["coder_hash"] = sha256_file(weights)
         meta.write_text(json.dumps(content))
 
 
@@ -56,7 +55,9 @@ def _seal(path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
+    """What nobody reads, since it is too large, is not mended either."""
     try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        is_small = path.is_file() and path.stat().st_size <= LARGEST_JSON
+        return json.loads(path.read_bytes()) if is_small else None
     except (OSError, ValueError, RecursionError):
         return None
