@@ -7,9 +7,10 @@ Loupe's architectures at their default learning rates (`recovery_systems.OPTIONS
 of those that have no default for data like this), SAELens, sparsify and dictionary_learning with
 their own trainers and recipes (each in an environment of its own, `PEERS/<name>`) but Loupe's dead
 window and auxiliary loss, since theirs are made for trainings a thousand times longer, and
-scikit-learn's online dictionary learning, which is stopped after a time. Peers are given the best
-learning rate: with the first seed of a case each tries `--multiples` of its own default, and the
-one of the highest MCC is its result and goes on to the other seeds. Loupe keeps its default.
+scikit-learn's online dictionary learning, which is stopped after a time. Peers, and of Loupe the
+architectures that they have too, are given the best learning rate: with the first seed of a case
+each tries `--multiples` of its own default, and the one of the highest MCC is its result and goes
+on to the other seeds. Loupe's other architectures keep their default.
 Transcoders are trained on a case of their own, with two sites. Every run is judged by
 `sae.metrics.recovery` on rows that nobody was trained on. A run that fails is a row with its
 reason. Called again, it goes on with the runs that are missing in its file of results.
@@ -54,28 +55,29 @@ COLUMNS = ("mcc", "mcc_encoder", "f1", "fvu", "l0", "dead_share", "absorption", 
 SEEDED = ("topk", "batchtopk")  # measured with every seed; the others with the first
 Row = dict[str, Any]
 System = tuple[str, str]  # who, and which architecture
-Trial = tuple[str, str, float | None]  # the same at a multiple of its learning rate, if a peer
+Trial = tuple[str, str, float | None]  # the same at a multiple of its learning rate, if tuned
+TUNED: tuple[System, ...] = (*(("loupe", name) for name in SEEDED), *PEERS)
 
 
 def run(trial: Trial, data: Data, given: argparse.Namespace) -> Found:
     system, architecture, multiple = trial
-    if multiple is not None:
+    if (system, architecture) in PEERS and multiple is not None:
         python = given.peers / system / "bin" / "python"
         return peer(system, architecture, python, data, given.limit, multiple)
     if (system, architecture) == SKLEARN:
         return sklearn(data, given.sklearn_seconds)
-    return loupe(architecture, data)
+    return loupe(architecture, data, multiple or 1.0)
 
 
 def missing(given: argparse.Namespace, rows: list[Row], case: str, seed: int) -> list[Trial]:
-    """What is still to be run: peers at every rate with the first seed, then at their best."""
+    """What is still to be run: the tuned at every rate with the first seed, then at their best."""
     wanted = list[Trial]()
     for system in [*(("loupe", name) for name in TRAINABLE), *PEERS, SKLEARN]:
         chosen = not given.only or system[0] in given.only.split(",")
         if not (chosen and fits(system[1], case) and (seed == 0 or system[1] in SEEDED)):
             continue
         rates: list[float | None] = [None]
-        if system in PEERS:
+        if system in TUNED:
             rates = list(given.multiples) if seed == 0 else [best_multiple(rows, case, system)]
         wanted += [(*system, rate) for rate in rates]
     done = {(*_system(r), r["multiple"]) for r in rows if (r["case"], r["seed"]) == (case, seed)}
@@ -83,7 +85,7 @@ def missing(given: argparse.Namespace, rows: list[Row], case: str, seed: int) ->
 
 
 def best_multiple(rows: list[Row], case: str, system: System) -> float | None:
-    """The multiple of a peer's default rate that gave the highest MCC with the first seed."""
+    """The multiple of a system's default rate that gave the highest MCC with the first seed."""
     tried = [r for r in rows if (r["case"], r["seed"], *_system(r)) == (case, 0, *system)]
     good = [r for r in tried if "failed" not in r]
     return max(good, key=lambda r: r["mcc"])["multiple"] if good else 1.0
@@ -164,7 +166,7 @@ def table(rows: list[Row]) -> str:
     for case, *system in sorted(keys, key=lambda key: key[0]):
         mine = [r for r in rows if r["case"] == case and _system(r) == tuple(system)]
         rate, tried = None, ""
-        if tuple(system) in PEERS:
+        if tuple(system) in TUNED:
             rate = best_multiple(rows, case, (system[0], system[1]))
             tried = ", ".join(f"{r['multiple']:g}: {_mcc(r)}" for r in mine if r["seed"] == 0)
         good = [r for r in mine if "failed" not in r and r["multiple"] == rate]
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a peer's run")
     parser.add_argument("--sklearn-seconds", type=float, default=60.0)
     parser.add_argument(
-        "--multiples", default="0.3,1,3,10", help="of the peers' default learning rates"
+        "--multiples", default="0.3,1,3,10", help="of the tuned systems' default learning rates"
     )
     parser.add_argument("--budget", type=float, default=2400.0, help="seconds; no run starts after")
     parser.add_argument("--out", type=Path, default=HERE / "results_recovery.json")

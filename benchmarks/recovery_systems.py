@@ -155,8 +155,10 @@ def settings_of(data: Data) -> Settings:
     return Settings(steps=data.steps, batch=data.batch, seed=data.seed)
 
 
-def loupe(architecture: str, data: Data) -> Found:
+def loupe(architecture: str, data: Data, multiple: float = 1.0) -> Found:
+    """Trains with Loupe's defaults, at `multiple` of its default learning rate for this width."""
     settings = settings_of(data)
+    settings = replace(settings, learning_rate=multiple * settings.peak_rate(WIDTH))
     options, target = dict(OPTIONS.get(architecture, {})), None
     if architecture in TWO_SITES:
         target = TARGET, data.stream.stats(site=TARGET)

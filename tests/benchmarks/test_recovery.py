@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from benchmarks.recovery import COLUMNS, Row, best_multiple, missing, table
+from benchmarks.recovery import COLUMNS, SEEDED, TUNED, Row, best_multiple, missing, table
 from benchmarks.recovery_systems import CASES, PEERS, SKLEARN
 from sae.coders.registry import TRAINABLE, TWO_SITES
 
@@ -17,13 +17,14 @@ def row(trial: tuple[str, str, float | None], mcc: float | None, seed: int = 0) 
     return {"case": "independent", "seed": seed, **named, **scores, "seconds": 1.0, "samples": 9}
 
 
-def test_every_architecture_has_its_case_and_every_peer_all_rates() -> None:
+def test_every_architecture_has_its_case_and_all_that_is_compared_all_rates() -> None:
     found = {case: missing(GIVEN, [], case, 0) for case in CASES}
     ours = {t[1] for trials in found.values() for t in trials if t[0] == "loupe"}
     assert ours == set(TRAINABLE)
     assert {t[1] for t in found["two sites"]} == set(TWO_SITES) & set(TRAINABLE)
-    peers = [t for t in found["independent"] if t[:2] in PEERS]
-    assert len(peers) == 2 * len(PEERS)
+    tuned = [t[:2] for t in found["independent"] if t[2] is not None]
+    assert sorted(tuned) == sorted(2 * TUNED)
+    assert set(TUNED) == {*PEERS, *(("loupe", name) for name in SEEDED)}
     assert (*SKLEARN, None) in found["structured"]
 
 
@@ -32,7 +33,7 @@ def test_a_peer_goes_on_with_its_best_rate() -> None:
     rows = [row(trial, 0.5 + (0.1 if trial[2] == 3 else 0)) for trial in first]
     assert missing(GIVEN, rows, "independent", 0) == []
     later = missing(GIVEN, rows, "independent", 1)
-    assert {t[2] for t in later if t[:2] in PEERS} == {3.0}
+    assert {t[2] for t in later if t[:2] in TUNED} == {3.0}
     assert {t[1] for t in later} == {"topk", "batchtopk"}
     rows.append(row((*PEER, 3.0), 0.4, seed=1))
     assert (*PEER, 3.0) not in missing(GIVEN, rows, "independent", 1)
