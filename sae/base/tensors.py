@@ -1,7 +1,7 @@
 """Files of tensors that may come from anybody. Imports torch; `sae.base.foreign` does not."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from zipfile import ZipFile
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from sae.base.foreign import reading, require_file, require_stored
 
 MOST_NESTED = 20
+LARGEST_PART = 2**26
 _CODE_OF = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -105,10 +106,20 @@ def read_state(path: Path | str, advice: str = "make it again, or take another")
         size = require_file(path)
         with ZipFile(path) as archive:
             require_stored(archive)
+            _require_small_parts(archive)
         # mapped: a state read as a whole would be in memory beside the weights that it is for
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _require_plain(found, size)
         return found
+
+
+def _require_small_parts(archive: ZipFile) -> None:
+    """Raises `ValueError` for a part that torch reads whole, as all but tensors' numbers are, and
+    that is larger than any it writes."""
+    for member in archive.infolist():
+        is_numbers = PurePosixPath(member.filename).parent.name == "data"
+        if not is_numbers and member.file_size > LARGEST_PART:
+            raise ValueError(f"its part {member.filename} has {member.file_size:,} bytes")
 
 
 def _require_plain(value: Any, size: int, depth: int = 0) -> None:

@@ -4,13 +4,15 @@ import errno
 import io
 import os
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from sae.base.errors import UserError
 from sae.base.files import atomic_write
-from sae.base.tensors import read_safetensors, write_safetensors, write_state
+from sae.base.tensors import read_safetensors, read_state, write_safetensors, write_state
 
 ODD = {
     "b": torch.arange(6.0).reshape(2, 3),
@@ -74,3 +76,17 @@ def test_a_full_disk_is_not_hidden_by_torch() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         write_state(state, _Full())
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_part_that_is_read_whole_must_be_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of tensors may be large, and are mapped; what stands beside them may not."""
+    path = tmp_path / "state.pt"
+    torch.save({"weights": torch.zeros(4096)}, path)
+    monkeypatch.setattr("sae.base.tensors.LARGEST_PART", 4096)
+    assert read_state(path)["weights"].shape == (4096,)
+    with ZipFile(path, "a") as archive:
+        archive.writestr(f"{path.stem}/.format_version", "1" * 5000)
+    with pytest.raises(UserError, match="its part state/.format_version has 5,000 bytes"):
+        read_state(path)
