@@ -18,6 +18,7 @@ from sae.lm.model import LanguageModel
 
 DESCRIPTIONS, LARGEST = (".json", ".txt", ".jinja", ".model"), 2**27
 """Files beside the weights, which are read whole, and the most bytes of one of them."""
+DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 NO_LIMIT = int(1e30)  # tokens that a tokenizer takes, as transformers writes it
 
 
@@ -61,6 +62,8 @@ def _loaded(name: str, folder: Path | None) -> tuple[GPT2LMHeadModel, PreTrained
         raise UserError(f"The model `{name}` is a `{config.model_type}`; Loupe reads GPT-2 models.")
     if weights is not None:
         _require_parameters(config, weights)
+    for dropout in DROPOUTS:  # of training, which Loupe does not do; a file may hold anything
+        setattr(config, dropout, 0.0)
     loaded: Any = GPT2LMHeadModel.from_pretrained(
         path, config=config, dtype=torch.float32, weights_only=True, output_loading_info=True
     )
