@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sae import __version__
-from sae.base.files import sha256_file, write_array, write_json
+from sae.base.files import sha256_file, sync_file, sync_folder, write_array, write_json
 from sae.base.sums import SUMS, write_sums
 from sae.features import layout
 from sae.features.labels import label_features
@@ -158,7 +158,7 @@ def _put_in_place(partial: Path, folder: Path) -> Path:
     if not notes.exists():  # else the first note, written meanwhile, would go with the old folder
         make_notes(notes)
     with moving_notes(notes, partial / layout.NOTES):
-        _fsync(partial)  # the notes' new name
+        sync_folder(partial)  # the notes' new name
         os.replace(folder, old)
         os.replace(partial, folder)
     shutil.rmtree(old)
@@ -172,16 +172,9 @@ def _sync(partial: Path) -> None:
     a file, it loses the locks that it holds on it (POSIX), and somebody's note with them.
     """
     own = (path for path in partial.iterdir() if not path.name.startswith(layout.NOTES))
-    for path in (*own, partial):
-        _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for path in own:
+        sync_file(path)
+    sync_folder(partial)
 
 
 def recover(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,10 @@ def _require_ids(path: Path, vocabulary: int) -> None:
     tokens = described["model"]["vocab"]
     ids = list(tokens.values()) if isinstance(tokens, dict) else []
     ids += [token["id"] for token in described.get("added_tokens") or ()]
+    _require_known(ids, vocabulary)
+
+
+def _require_known(ids: Iterable[object], vocabulary: int) -> None:
     if not all(type(i) is int and 0 <= i < vocabulary for i in ids):
         raise ValueError(f"its tokenizer gives tokens beyond the model's {vocabulary}")
 
@@ -121,8 +126,7 @@ def _require_tokenizer(tokenizer: Any, vocabulary: int) -> None:
         raise ValueError(
             f"its tokenizer has no {lacking[0]} token, with which sequences and documents begin"
         )
-    if not all(0 <= i < vocabulary for i in [*tokenizer.get_vocab().values(), *known.values()]):
-        raise ValueError(f"its tokenizer gives tokens beyond the model's {vocabulary}")
+    _require_known([*tokenizer.get_vocab().values(), *known.values()], vocabulary)
 
 
 def tokenizer_hash(tokenizer: object) -> str:

@@ -148,6 +148,13 @@ def kill_in_block(number: int) -> Callable[..., None]:
     return progress
 
 
+def reads_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first row of each part that is read of the store from now on."""
+    reads, read = list[int](), store.read
+    monkeypatch.setattr(store, "read", lambda s, a, b: reads.append(a) or read(s, a, b))
+    return reads
+
+
 def test_a_killed_build_goes_on_and_ends_the_same(
     coder: Coder, lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,10 +167,8 @@ def test_a_killed_build_goes_on_and_ends_the_same(
         for name in ("row_features.npy", "row_acts.npy", "row_counts.npy"):
             with (tmp_path / "killed.partial" / name).open("ab") as file:
                 file.write(b"half a block")  # what a kill between two writes leaves
-    reads: list[int] = []
     store = Store()
-    read = store.read
-    monkeypatch.setattr(store, "read", lambda s, a, b: reads.append(a) or read(s, a, b))
+    reads = reads_of(store, monkeypatch)
     killed = build(coder, store, tmp_path / "killed", lm, name="x")
     assert min(reads) >= 6 * 3 * T  # it went on, and did not start again
     sums = [read_sums(folder) for folder in (killed, whole)]
@@ -180,9 +185,8 @@ def test_what_other_code_left_is_not_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         build(coder, Store(), tmp_path / "f", lm, progress=kill_in_block(2))
     monkeypatch.setattr("sae.features.builder._code_hash", lambda: "of another version")
-    store, reads = Store(), list[int]()
-    read = store.read
-    monkeypatch.setattr(store, "read", lambda s, a, b: reads.append(a) or read(s, a, b))
+    store = Store()
+    reads = reads_of(store, monkeypatch)
     build(coder, store, tmp_path / "f", lm)
     assert min(reads) == 0
 

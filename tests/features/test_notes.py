@@ -202,7 +202,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-@pytest.mark.parametrize("step", ["_sync", "_fsync"])
+@pytest.mark.parametrize("step", ["_sync", "sync_folder"])
 def test_the_first_note_survives_an_index_that_is_put_in_place_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
