@@ -28,6 +28,7 @@ def read_table(path: Path, most_rows: int, columns: Sequence[str] | None = None)
         require_file(path)
         with pq.ParquetFile(path) as file:
             texts = _texts(file)
+            _require_openable(file)
             _require_modest(file.metadata, most_rows)
             names = file.schema_arrow.names
         if missing := [name for name in columns or () if name not in names]:
@@ -44,6 +45,17 @@ def _texts(file: pq.ParquetFile) -> list[str]:
     if nested := [path for path in texts if path not in file.schema_arrow.names]:
         raise ValueError(f"its `{nested[0]}` holds lists of texts")
     return texts
+
+
+def _require_openable(file: pq.ParquetFile) -> None:
+    """Lets every column chunk be opened, and nothing of it read, where an error can be caught.
+
+    A column's own record that contradicts the schema makes pyarrow (26.0) end the whole process
+    when Python asks for that record first.
+    """
+    for group in range(file.metadata.num_row_groups):
+        for _ in file.reader.iter_batches(0, row_groups=[group]):
+            break
 
 
 def _require_modest(promised: pq.FileMetaData, most_rows: int) -> None:

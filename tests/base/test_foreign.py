@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,6 +148,18 @@ def test_an_array_that_promises_more_than_is_there(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(data.replace(b"(3,)", b"(9,)"))
     with pytest.raises(UserError, match="cannot be read"):
         read_npz(tmp_path / "x.npz")
+
+
+def test_a_column_that_contradicts_its_own_schema_is_refused(tmp_path: Path) -> None:
+    """pyarrow would end the process, which no `except` catches; so does this test's, if it does."""
+    path = tmp_path / "x.parquet"
+    pd.DataFrame({"id": [0, 1], "bytes": [b"a", b"b"]}).to_parquet(path)
+    whole = path.read_bytes()
+    called_bytes, called_truths = b"\x15\x0c\x25\x02\x18\x05bytes", b"\x15\x00\x25\x02\x18\x05bytes"
+    assert whole.count(called_bytes) == 1
+    path.write_bytes(whole.replace(called_bytes, called_truths))
+    with pytest.raises(UserError, match="BOOLEAN"):
+        read_table(path, 2)
 
 
 def test_one_text_that_a_table_repeats_is_not_unfolded(tmp_path: Path) -> None:
