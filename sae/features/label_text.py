@@ -9,6 +9,7 @@ from sae.features.vocabulary import Vocabulary
 
 SHOWN = 4
 """Tokens of a set that a label names."""
+JUST_BEFORE = ("previous", "before")
 
 
 def quoted(text: str) -> str:
@@ -42,7 +43,7 @@ def describe(rule: Rule, vocabulary: Vocabulary, facts: TokenFacts, kinds: list[
     around = rule.around
     if rule.token.where == "any":
         alone = {"kind": "anything", "first": "the first token", "any": "nearly every token"}
-        lead = alone.get(around.where, "what follows" if around.where == "previous" else "")
+        lead = alone.get(around.where, "what follows" if around.where in JUST_BEFORE else "")
     else:
         lead = _named(rule.token, vocabulary, facts)
     if around.where == "any":
@@ -52,7 +53,7 @@ def describe(rule: Rule, vocabulary: Vocabulary, facts: TokenFacts, kinds: list[
     if around.where == "kind":
         return f"{lead} in {kinds[around.values[0]]}"
     named = _named(around, vocabulary, facts)
-    if around.where == "previous":
+    if around.where in JUST_BEFORE:
         return f"{lead} {named}" if rule.token.where == "any" else f"{lead} after {named}"
     if around.where == "line":
         return f"{lead} in a line that begins with {named}".strip()
@@ -66,6 +67,8 @@ def _named(condition: Condition, vocabulary: Vocabulary, facts: TokenFacts) -> s
         members = (facts.stems_V == condition.values[0]).nonzero()[0]
         shortest = min(members, key=lambda token: (len(vocabulary[token].strip()), token))
         return f"{quoted(vocabulary.name(shortest).strip().lower())} in any form"
+    if condition.what == "sequence":
+        return quoted("".join(vocabulary.display(condition.values)))
     return listed(condition.values, vocabulary)
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from sae.features.contexts import NONE, Contexts, Sample
 from sae.features.token_classes import TokenFacts
 
-Where = Literal["current", "previous", "recent", "line", "kind", "first", "following", "any"]
-What = Literal["tokens", "stem", "class", "number", "any"]
+Where = Literal[
+    "current", "previous", "before", "recent", "line", "kind", "first", "following", "any"
+]
+What = Literal["tokens", "sequence", "stem", "class", "number", "any"]
 SET_SIZES = (1, 2, 3, 4, 6, 8, 12)
 CONJUNCTION_PRICE = 0.03
 TYPICAL_POSITIVES = 96
@@ -22,11 +24,15 @@ SUPPORT = 3
 """Contexts that half a sample must have for each member of a set."""
 NEARBY_PRICE = 0.02
 """Of looking further back than the last token."""
+SEQUENCE_LENGTHS = (2, 3)
+"""Of tokens just before: with the token itself, n-grams of three and of four."""
+SEQUENCES = 4
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`what` stands `where`; `values`: token ids, a stem's number, a class's number, a kind's."""
+    """`what` stands `where`; `values`: token ids (of a sequence in reading order), a stem's number,
+    a class's number, a kind's."""
 
     where: Where
     what: What
@@ -38,6 +44,9 @@ class Condition:
             return np.ones(len(contexts), bool)
         if self.where == "first":
             return np.asarray(contexts.position == 1)
+        if self.what == "sequence":
+            before = contexts.recent[:, : len(self.values)]
+            return (before == np.array(self.values[::-1])).all(axis=1)
         seen = getattr(contexts, self.where)
         if self.what == "number":
             return np.asarray(np.isin(seen, self.values))
@@ -166,6 +175,8 @@ def _around_candidates(
     found = Candidates([ANY], [0.0], [np.ones((1, len(contexts)), bool)])
     _add_sets(found, "previous", contexts, learn)
     _add_classes(found, "previous", contexts.previous, facts)
+    for length in SEQUENCE_LENGTHS:
+        _add_sequences(found, length, contexts, learn)
     lines = _heaviest(learn.contexts.line[: len(learn.weights)], learn.weights, 4)
     lines = lines[lines != NONE]
     conditions = [Condition("line", "tokens", (int(line),)) for line in lines]
@@ -205,6 +216,21 @@ def _add_sets(found: Candidates, where: Where, contexts: Contexts, learn: Sample
         found.add(conditions, prices, unions)
 
 
+def _add_sequences(found: Candidates, length: int, contexts: Contexts, learn: Sample) -> None:
+    """The heaviest sequences of so many tokens just before."""
+    learnt = learn.contexts.recent[: len(learn.weights), :length]
+    whole = (learnt != NONE).all(axis=1)
+    if not whole.any():
+        return
+    nearest_first = _heaviest(learnt[whole], learn.weights[whole], SEQUENCES)
+    conditions = [
+        Condition("before", "sequence", tuple(int(one) for one in sequence[::-1]))
+        for sequence in nearest_first
+    ]
+    truth = (contexts.recent[None, :, :length] == nearest_first[:, None]).all(axis=2)
+    found.add(conditions, [NEARBY_PRICE] * len(conditions), truth)
+
+
 def _add_classes(found: Candidates, where: Where, seen: np.ndarray, facts: TokenFacts) -> None:
     number = len(facts.names)
     conditions = [Condition(where, "class", (one,)) for one in range(number)]
@@ -212,8 +238,8 @@ def _add_classes(found: Candidates, where: Where, seen: np.ndarray, facts: Token
 
 
 def _heaviest(values: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """The `n` values with the largest sums of weights, heaviest first."""
-    found, inverse = np.unique(values, return_inverse=True)
+    """The `n` values (or rows of values) with the largest sums of weights, heaviest first."""
+    found, inverse = np.unique(values, axis=0, return_inverse=True)
     mass = np.bincount(inverse, weights)
     return found[np.argsort(-mass, kind="stable")[:n]]
 

@@ -86,8 +86,14 @@ def test_a_feature_without_a_pattern_speaks_of_logits() -> None:
     assert found["label_score"][0] < 0.5
 
 
-def draw(fires: np.ndarray, acts: np.ndarray | None = None, split: str = "train", n: int = 96):
-    tokens = make_tokens()
+def draw(
+    fires: np.ndarray,
+    acts: np.ndarray | None = None,
+    split: str = "train",
+    n: int = 96,
+    tokens: np.ndarray | None = None,
+):
+    tokens = make_tokens() if tokens is None else tokens
     text = Text(tokens, FACTS, make_documents())
     bounds = (0, TRAIN) if split == "train" else (TRAIN, TRAIN + HELDOUT)
     rows = np.flatnonzero(fires).astype(np.uint32)
@@ -201,6 +207,35 @@ def test_half_a_rule_ranks_between_all_of_it_and_none() -> None:
     assert f1 == 0.0
     assert auc is not None
     assert auc > 0.7
+
+
+@pytest.mark.parametrize("current", [None, " king"])
+def test_a_sequence_of_tokens_before_is_a_rule(current: str | None) -> None:
+    """No one of its tokens would do: each stands before much else as well."""
+    rng = np.random.default_rng(1)
+    tokens = make_tokens()
+    before = np.array([token(" of"), token(" the"), token(" river")])
+    for sequence in tokens:
+        end, elsewhere = rng.integers(20, CONTEXT - 1), rng.integers(4, 15)
+        sequence[end - 3 : end], sequence[elsewhere - 1] = before, before[-1]
+        if current and rng.random() < 0.5:
+            sequence[end] = sequence[elsewhere] = token(current)
+    flat = tokens.reshape(-1)
+    fires = np.zeros(flat.size, bool)
+    fires[3:] = (flat[:-3] == before[0]) & (flat[1:-2] == before[1]) & (flat[2:-1] == before[2])
+    fires &= np.arange(flat.size) % CONTEXT > 3
+    if current:
+        fires &= flat == token(current)
+    text, sample = draw(fires, tokens=tokens)
+    assert sample is not None
+    rule, f1 = induce(sample, FACTS, len(text.kinds), False)
+    assert rule.around.what == "sequence"
+    assert f1 > 0.9
+    described = describe(rule, VOCABULARY, FACTS, text.kinds)
+    lead = f'"{current}" after' if current else "what follows"
+    assert described in (f'{lead} " of the river"', f'{lead} " the river"')
+    _, heldout = draw(fires, split="heldout", tokens=tokens)
+    assert score(rule, heldout, FACTS)[0] == pytest.approx(f1, abs=0.1)
 
 
 def test_neighbours_firings_are_among_the_negatives() -> None:
