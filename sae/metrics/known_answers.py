@@ -23,20 +23,32 @@ class SelfTestFailure(CheckFailure):
 
 @dataclass(frozen=True)
 class SelfTest:
-    """`value` is how far the measurement is from what it must be."""
+    """`value` is how far the measurement is from what it must be; None where nothing was asked.
+
+    `note` says why nothing was; of a test that passed, what its reader must know all the same.
+    """
 
     name: str
-    value: float
+    value: float | None
     tolerance: float
     sentence: str
+    note: str | None = None
 
     @property
-    def passed(self) -> bool:
+    def passed(self) -> bool | None:
+        """None: it was not asked, and says nothing either way."""
+        if self.value is None:
+            return None
         return bool(np.isfinite(self.value) and abs(self.value) <= self.tolerance)
 
     def to_json(self) -> dict[str, Any]:
-        value = self.value if np.isfinite(self.value) else None
-        return {"passed": self.passed, "value": value, "tolerance": self.tolerance}
+        value = None if self.value is None or not np.isfinite(self.value) else self.value
+        return {
+            "passed": self.passed,
+            "value": value,
+            "tolerance": self.tolerance,
+            "note": self.note,
+        }
 
 
 @torch.inference_mode()
@@ -51,6 +63,11 @@ def score(
         add_errors(sums, batch, reconstruct(coder, batch.given_BD)[0], centre_D)
     found = entries(sums.arrays(), metrics_of("reconstruction"))
     return {name: _number(entry["value"]) for name, entry in found.items()}
+
+
+def explained(coder: CoderLike | Replace, batch: Batch) -> float:
+    """EV of one batch, about its own mean."""
+    return score(coder, [batch], batch.x_BD.mean(0))["ev"]
 
 
 def _number(value: float | None) -> float:

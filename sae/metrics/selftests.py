@@ -7,25 +7,30 @@ fails, the pipeline or the coder is not what it claims to be, and no number is p
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sae.base.devices import in_float64
 from sae.coders import Coder, make_coder
-from sae.metrics import fidelity
-from sae.metrics.continuation import Replace
 from sae.metrics.identity import identities
 from sae.metrics.known_answers import SelfTest, SelfTestFailure, score
 from sae.metrics.sample import Batch, Sample
 from sae.metrics.sparsity import Firings
+from sae.metrics.splices import ablations, splices
 
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
 ROWS = 8192  # for reconstruction
 LM_ROWS = 2048  # for losses
-NATS = 1e-5
+ABLATED_ROWS = 512  # for those of ablations; two sequences at least, since one stands for all
 SCALE = 0.9
+STORED = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 5e-3}
+"""FVU between a store that was harvested in this precision and the model in float32, at most.
+
+At the sites of the pocket model it is up to 2.5e-7, 9e-6 and 6e-4. Deeper ones round more often.
+"""
 
 
 def run_self_tests(
@@ -42,18 +47,22 @@ def run_self_tests(
     (D,) the mean of the train split at `site`.
     """
     context = sample.store.context
-    rows = list(sample.some(max(1, ROWS // context)).batches(site, centre_D.device))
+    part = sample.some(max(1, ROWS // context))
+    rows = list(part.batches(site, centre_D.device))
     few = sample.some(max(1, LM_ROWS // context))
+    fewer = sample.some(max(2, ABLATED_ROWS // context))
     tests = [
+        scored_tokens(lm, sample, part, rows),
         mean_predictor(rows, centre_D),
         identity(rows, centre_D),
         known_scaling(rows, centre_D),
         oracle_dictionary(),
-        max((store_matches_model(lm, s, few) for s in {site, source}), key=lambda t: t.value),
+        store_matches_model(lm, sorted({site, source}), few),
         *splices(coder, lm, site, source, few),
+        *ablations(lm, site, source, fewer, centre_D),
         *identities(coder, lm, site, source, few),
     ]
-    if failed := [test for test in tests if not test.passed]:
+    if failed := [test for test in tests if test.passed is False]:
         raise SelfTestFailure(
             "No evaluation is published, because a self-test failed. "
             + " ".join(
@@ -62,6 +71,38 @@ def run_self_tests(
             )
         )
     return {test.name: test.to_json() for test in tests}
+
+
+def scored_tokens(
+    lm: "LanguageModel", sample: Sample, part: Sample, batches: Iterable[Batch]
+) -> SelfTest:
+    """Tokens that are scored and must not be, or must be and are not: counted anew, by id.
+
+    From the store's own tokens and what the tokenizer names its special ones, not from the mask.
+    `batches` are those of `part`, which must hold as many scored rows.
+    """
+    wanted_V = _to_be_scored(lm, sample)
+    found_V = np.bincount(sample.tokens_ST[sample.scored_ST], minlength=len(wanted_V))
+    off = int(np.abs(found_V - wanted_V).sum()) + int(sample.scored_ST[:, 0].sum())
+    rows = sum(int(batch.scored_B.sum()) for batch in batches)
+    off += abs(rows - int(_to_be_scored(lm, part).sum()))
+    return SelfTest(
+        "scored_tokens",
+        float(off),
+        0.0,
+        "all tokens must be scored but those at position 0, BOS, EOS and PAD",
+    )
+
+
+def _to_be_scored(lm: "LanguageModel", sample: Sample) -> np.ndarray:
+    """(V,) how often each token stands in these sequences where it is to be scored."""
+    tokens_ST = np.concatenate([sample.store.tokens(r.start, r.stop) for r in sample.runs])
+    count_V = np.bincount(tokens_ST[:, 1:].reshape(-1), minlength=int(tokens_ST.max()) + 1)
+    names = (getattr(lm.tokenizer, f"{which}_token", None) for which in ("bos", "eos", "pad"))
+    found = [lm.tokenizer.convert_tokens_to_ids(str(name)) for name in names if name is not None]
+    special = {sample.store.spec.bos, *found} - {None}
+    count_V[[i for i in special if i < len(count_V)]] = 0
+    return count_V
 
 
 def _scored(batches: Iterable[Batch]) -> Tensor:
@@ -124,63 +165,28 @@ def oracle_dictionary(width: int = 32, active: int = 4, rows: int = 2048) -> Sel
     )
 
 
-@torch.inference_mode()
-def store_matches_model(lm: "LanguageModel", site: str, few: Sample) -> SelfTest:
-    """The stored activations are this model's at this site, up to half-precision rounding."""
-    stored = torch.cat([b.x_BD[b.scored_B] for b in few.batches(site)])
-    live = lm.capture(torch.from_numpy(few.tokens_ST), [site])[site].float().cpu()
-    live = live[torch.from_numpy(few.scored_ST)]
-    variance = (live - live.mean(0)).double().square().sum()
-    off = float((stored - live).double().square().sum() / variance)
+def store_matches_model(lm: "LanguageModel", sites: list[str], few: Sample) -> SelfTest:
+    """The stored activations are this model's at these sites, up to rounding.
+
+    Storage rounds to float16; a model that was harvested in bfloat16 has rounded weights as well.
+    """
+    off = {site: _unlike_the_model(lm, site, few) for site in sites}
+    worst = max(off, key=lambda site: off[site] if np.isfinite(off[site]) else np.inf)
     return SelfTest(
-        "store_matches_model", off, 0.02, f"the store's rows must be the model's own at `{site}`"
+        "store_matches_model",
+        off[worst],
+        STORED.get(few.store.spec.harvested_as, max(STORED.values())),
+        f"the store's rows must be the model's own at `{worst}`",
     )
 
 
 @torch.inference_mode()
-def splices(
-    coder: Coder, lm: "LanguageModel", site: str, source: str, few: Sample
-) -> list[SelfTest]:
-    """Losses with something known spliced in, against `LanguageModel`'s own full forward pass."""
-    tokens_ST = torch.from_numpy(few.tokens_ST).to(lm.device)
-    scored_ST = torch.from_numpy(few.scored_ST)
-    wanted_ST = scored_ST[:, :-1] & scored_ST[:, 1:]
-
-    def loss() -> float:
-        return float(lm.token_losses(tokens_ST).cpu()[wanted_ST].double().mean())
-
-    clean = loss()
-    captured = lm.capture(tokens_ST, list({site, source}))
-    x_ND, given_ND = (captured[s][:, 1:].flatten(0, 1).float() for s in (site, source))
-    error_ND = x_ND - coder(given_ND)
-    read = source if source != site else None
-    with lm.splice(site, lambda rows: coder(rows) + error_ND, read):
-        restored = loss()
-    with lm.splice(site, coder, read):
-        coded = loss()
-    methods: dict[str, dict[str, Replace]] = {site: {"identity": lambda x: x.clone()}}
-    methods.setdefault(source, {})["coder"] = coder  # by what they read
-    sums = {}
-    for read_from, same in methods.items():
-        sums |= fidelity.language_model_sums(lm, site, same, {}, few, source=read_from)
-    found = {name: s.total("ce") / s.total("count") for name, s in sums.items()}
-    return [
-        SelfTest(
-            "splice_error_restored",
-            restored - clean,
-            NATS,
-            "splicing x̂ + e must give the clean loss",
-        ),
-        SelfTest(
-            "splice_identity",
-            found["identity"] - clean,
-            NATS,
-            "splicing x itself must cost ΔCE 0",
-        ),
-        SelfTest(
-            "splice_agrees",
-            found["coder"] - coded,
-            10 * NATS,  # a near-tie may select another latent in a batch of another size
-            "the loss with the coder must be that of the model's own splice",
-        ),
-    ]
+def _unlike_the_model(lm: "LanguageModel", site: str, few: Sample) -> float:
+    """FVU of the stored rows against the model's own."""
+    stored = torch.cat([b.x_BD[b.scored_B] for b in few.batches(site)])
+    live = lm.capture(torch.from_numpy(few.tokens_ST), [site])[site].float().cpu()
+    live = live[torch.from_numpy(few.scored_ST)]
+    if stored.shape != live.shape:  # `scored_tokens` says why
+        return float("inf")
+    variance = (live - live.mean(0)).double().square().sum()
+    return float((stored - live).double().square().sum() / variance)

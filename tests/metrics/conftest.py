@@ -1,6 +1,7 @@
 """A small GPT-2 whose blocks matter, a real store of its activations, and an untrained coder."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from sae.coders import Coder, make_coder
 from sae.lm import LanguageModel
+from sae.metrics import evaluate
+from sae.metrics.sample import Sample, draw
 from sae.store import ActivationStore, DocumentTable, ShuffledReader, StoreSpec, StoreWriter
 from sae.training import CoderTrainer, Settings
 
@@ -120,3 +123,12 @@ def trained(trainer: CoderTrainer) -> Coder:
 
 def lm_name(store: ActivationStore) -> str:
     return store.attributes["model"]["name"]
+
+
+def short_evaluation(coder: Coder, store: ActivationStore, lm: LanguageModel) -> dict[str, Any]:
+    """Enough for the self-tests, and nothing that takes long."""
+    return evaluate(coder, store, lm, tokens=600, loss_tokens=300, controls=())
+
+
+def few_sequences(store: ActivationStore) -> Sample:
+    return draw(store, "heldout", 600, {END})

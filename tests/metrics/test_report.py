@@ -199,6 +199,24 @@ def test_missing_values_are_said_not_hidden(evaluation: dict[str, Any], tmp_path
     assert "NaN" not in text
 
 
+def test_what_was_not_asked_is_no_pass(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    odd = copy.deepcopy(evaluation)
+    tests = odd["self_tests"]
+    for test in tests.values():
+        test.update(passed=True, value=0.0, note=None)
+    whole = len(tests)
+    assert f"Self-tests ({whole} passed)" in read(odd, tmp_path)[0]
+    tests["fold_identity"].update(passed=None, value=None, note="it has no <thresholds>")
+    tests["decoder_identity"]["note"] = "worse than its bias alone"
+    text, _ = read(odd, tmp_path)
+    assert f"Self-tests ({whole - 1} passed, 1 not asked)" in text
+    assert f"{whole - 1} self-tests passed, 1 had nothing to ask: had one failed" in text
+    assert ">not asked</span>: it has no &lt;thresholds&gt;</td>" in text
+    warning = '<p class="note"><code>decoder_identity</code>: worse than its bias alone.</p>'
+    assert warning in text[: text.index("</header>")]
+    assert text.count('class="note"><code>') == 1  # what was not asked is no warning
+
+
 def test_nothing_to_report_is_refused(evaluation: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no evaluation"):
         write_report_index({}, tmp_path / "r.html")

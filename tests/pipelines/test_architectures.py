@@ -87,7 +87,7 @@ def test_each_was_resumed_to_the_bit(
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_trained_evaluated_indexed_and_exported(run: Path, name: str) -> None:
     evaluation = json.loads((run / "evaluation" / f"{name}.json").read_text())
-    assert all(test["passed"] for test in evaluation["self_tests"].values())
+    assert not any(test["passed"] is False for test in evaluation["self_tests"].values())
     assert evaluation["metrics"]["ev"]["value"] > 0
     coder = load_coder(run / "coders" / name)
     with h5py.File(run / "export" / f"{name}.h5") as file:
