@@ -1,4 +1,4 @@
 """The feature browser (Streamlit): pages over `sae.features`, a model only on demand.
 
-Run it with `sae browse RUN`, or `streamlit run app/main.py -- RUN`.
+Run it with `sae browse RUN`.
 """

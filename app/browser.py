@@ -29,7 +29,7 @@ state.follow()
 try:
     run = pagekit.current_run()
 except UserError as error:
-    st.error(str(error), title="There is nothing to show", icon=":material/folder_off:")
+    st.error(markdown(str(error)), title="There is nothing to show", icon=":material/folder_off:")
     st.stop()
 
 with st.sidebar:

@@ -1,6 +1,5 @@
 """Head of the Feature page: which feature, its label, star and tags; previous and next."""
 
-import sqlite3
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -82,8 +81,8 @@ def place_in(order: np.ndarray, feature: int) -> str:
     at = np.flatnonzero(order == feature)
     column, down = data.sorting()
     parts = [f"{at[0] + 1:,} of {len(order):,}" if len(at) else f"not among {len(order):,}"]
-    if state.value("filter", ""):
-        parts.append(f"filter `{state.value('filter', '').replace('`', ' ')}`")
+    if expression := state.value("filter", ""):
+        parts.append(f"filter {markdown(expression)}")
     if column != "id" or down:
         parts.append(f"by {data.SORTS[column].lower()} {'↓' if down else '↑'}")
     return " · ".join(parts)
@@ -140,8 +139,8 @@ def write_note(write: Callable[[], Any]) -> None:
     """Runs a change of the notes; a file that cannot be written is told, not raised."""
     try:
         write()
-    except (sqlite3.OperationalError, UserError) as error:
-        st.toast(f"The note could not be saved: {error}.", icon=":material/error:")
+    except UserError as error:
+        st.toast(f"The note could not be saved: {markdown(str(error))}", icon=":material/error:")
 
 
 def note_popover(here: data.Here, feature: int, row: data.Row) -> None:

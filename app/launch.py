@@ -3,12 +3,25 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from app.run_folder import ENVIRONMENT, STARTED_IN
 
 HERE = Path(__file__).parent
-LOCAL = ("127.0.0.1", "localhost")
+PROTECTION: dict[str, str | bool | list[str]] = {
+    "server.address": "127.0.0.1",
+    "server.allowedHosts": ["127.0.0.1", "localhost"],
+    "server.enableXsrfProtection": True,
+    "server.enableCORS": True,
+    "server.corsAllowedOrigins": ["http://127.0.0.1"],
+    "server.enableAgentApi": False,
+    "server.enableStaticServing": False,
+    "global.developmentMode": False,
+}
+"""What keeps other machines and other sites' pages out, whatever a configuration of the user's
+says."""
 
 
 def streamlit_arguments(
@@ -18,23 +31,35 @@ def streamlit_arguments(
 
     No statistics are sent anywhere, and nothing but this machine is asked for anything.
     """
-    flags: dict[str, str] = {
+    flags = {
+        **PROTECTION,
         "theme.base": str(HERE / "theme" / "loupe.toml"),
-        "server.headless": str(headless).lower(),
-        "server.address": "127.0.0.1",
-        "server.enableXsrfProtection": "true",  # whatever a configuration of the user's says
-        "server.enableCORS": "true",
-        "server.corsAllowedOrigins": "http://127.0.0.1",
-        "server.enableAgentApi": "false",
-        "server.enableStaticServing": "false",
+        "server.headless": headless,
         "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
+        "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         **({"server.port": str(port)} if port is not None else {}),
     }
-    options = [f"--{name}={value}" for name, value in flags.items()]
-    options += [f"--server.allowedHosts={host}" for host in LOCAL]
+    options = [
+        f"--{name}={value}"
+        for name, values in flags.items()
+        for value in (values if isinstance(values, list) else [_flag(values)])
+    ]
     return ["run", str(HERE / "main.py"), *options, "--", str(Path(run).absolute())]
+
+
+def _flag(value: str | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def lacking(option: Callable[[str], Any]) -> list[str]:
+    """Names of the protections that a server lacks; `option` gives its value of one."""
+
+    def is_there(name: str) -> bool:
+        found, wanted = option(name), PROTECTION[name]
+        return (sorted(found or ()) if isinstance(wanted, list) else found) == wanted
+
+    return [name for name in PROTECTION if not is_there(name)]
 
 
 def streamlit_command(

@@ -12,6 +12,7 @@ import numpy as np
 import streamlit as st
 
 from app.data import Here
+from app.payload import Percentiles
 from app.run_folder import STARTED_IN
 from sae.base.errors import UserError
 from sae.features import FeatureIndex
@@ -198,11 +199,8 @@ def firings(index: FeatureIndex, reading: Reading, densest: float = 1.0) -> Firi
     order = np.argsort(features, kind="stable")
     for own in np.split(order, np.flatnonzero(np.diff(features[order])) + 1):
         if len(own):
-            known = np.asarray(index.slices(int(features[own[0]]))[1])
-            # positive floats are in the order of their bits, which compare far faster
-            bits, mine = known.view(np.uint16), acts[own].astype(np.float16).view(np.uint16)
-            smaller = [np.count_nonzero(bits <= one) for one in mine]
-            percentile[own] = np.array(smaller) / len(known) if len(known) else 1.0
+            ranks = Percentiles(index.slices(int(features[own[0]]))[1])
+            percentile[own] = ranks(acts[own])
     least = 1 / max(index.tokens_indexed, 1)
     density = np.maximum(density_F[features], least)
     return Firings(positions, features, acts, percentile, density)

@@ -18,7 +18,8 @@ CARD_BEFORE = 4
 
 
 class Percentiles:
-    """Share of a feature's nonzero activations that are not larger than a given one, exactly.
+    """Share of a feature's nonzero activations that are not larger than a given one, exactly; of a
+    feature that has none, 1.
 
     Positive float16 sort as their bit patterns do, so one count of 16-bit integers answers all.
     """
@@ -29,8 +30,9 @@ class Percentiles:
 
     def __call__(self, acts: np.ndarray | float) -> np.ndarray:
         bits = np.asarray(acts, np.float16).view(np.uint16)
-        total = max(int(self.ranks[-1]), 1)
-        return self.ranks[np.minimum(bits, len(self.ranks) - 1)] / total
+        if not self.ranks[-1]:
+            return np.ones(bits.shape)
+        return self.ranks[np.minimum(bits, len(self.ranks) - 1)] / self.ranks[-1]
 
 
 def tokens(

@@ -1,6 +1,7 @@
 """The run folder that the browser was started on: what is in it, and what makes what is not."""
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class Run:
 
     def command(self, stage: str) -> str:
         """The command that makes what `stage` makes."""
-        return f"sae {stage} {self.folder}"
+        return shlex.join(["sae", stage, str(self.folder)])
 
 
 def _folders_with(parent: Path, file: str) -> list[str]:

@@ -62,10 +62,13 @@ def explain(
     if estimate.requests and not (yes or _consent()):
         console.print("Nothing was sent.")
         return
+
+    def keep(found: dict[str, Any]) -> None:
+        write_json(report, found)
+        seal(run / "evaluation", [f"{report.parent.name}/{report.name}"])
+
     with steps_progress(f"explain {coder}") as tell:
-        found = explainer.run(tell)
-    write_json(report, found)
-    seal(run / "evaluation", [f"{report.parent.name}/{report.name}"])
+        found = explainer.run(tell, keep)
     _print(found)
     console.print(f"{report}")
 

@@ -1,5 +1,6 @@
 """Stage scorecard: what each feature is worth, beside what its index already says of it."""
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     if coder_hash(config.coder_folder(name)) != index.meta["coder_hash"]:
         raise UserError(
             f"{folder} was built from other weights than {config.coder_folder(name)} holds; run "
-            f"`sae index {config.folder}` first."
+            f"`sae index {shlex.quote(str(config.folder))}` first."
         )
     coder = load_coder(config.coder_folder(name))
     others = [other.name for other in other_seeds(config.train.coders, name)]

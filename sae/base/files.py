@@ -125,12 +125,19 @@ def write_npy(file: BinaryIO, array: np.ndarray) -> None:
 
 def remove_tree(folder: Path | str) -> None:
     """Removes a folder so that a kill leaves all of it, or nothing, under its name."""
-    folder = Path(folder)
-    aside = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    finish_removal(folder)
+    if Path(folder).exists():
+        os.replace(folder, _aside(Path(folder)))
+        finish_removal(folder)
+
+
+def finish_removal(folder: Path | str) -> None:
+    """Frees what a kill during `remove_tree` left of the folder that had this name."""
+    shutil.rmtree(_aside(Path(folder)), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.removed")
 
 
 def write_text(path: Path | str, text: str) -> Path:

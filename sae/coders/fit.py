@@ -37,7 +37,7 @@ def check_fit(coder: Coder, store: ActivationStore, lm: "LanguageModel") -> tupl
     if stored.get("hash") not in (None, lm.hash):
         raise UserError(
             f"The store at {store.path} was harvested from another model (`{stored.get('name')}`, "
-            f"weights {stored['hash'][:12]}) than `{lm.name}` ({lm.hash[:12]}); load the model "
+            f"{stored['hash'][:12]}) than `{lm.name}` ({lm.hash[:12]}); load the model "
             "that it names, or harvest again."
         )
     return site, target

@@ -12,7 +12,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_write, read_json_object, sha256_file, write_json
+from sae.base.files import (
+    atomic_write,
+    read_json_object,
+    sha256_file,
+    sync_folder,
+    write_json,
+)
 from sae.base.foreign import reading
 from sae.base.sums import SUMS, require_intact, seal
 from sae.base.tensors import read_safetensors, write_safetensors
@@ -32,11 +38,14 @@ LOADED_AS = {saved: own for own, saved in SAVED_AS.items()}
 def save_coder(coder: Coder, folder: Path | str) -> Path:
     """Writes a coder that takes raw activations, in its form for inference, and its files' sums.
 
-    Weights come first, so a `cfg.json` means whole. Sums of an older coder there go before that:
-    what they said is no longer so.
+    Weights come first, so a `cfg.json` means whole. That of an older coder there, which says what
+    other weights mean, goes before them, with its sums.
     """
     folder, coder = Path(folder), coder.for_inference()
-    (folder / SUMS).unlink(missing_ok=True)
+    for name in (CONFIG, SUMS):
+        (folder / name).unlink(missing_ok=True)
+    if folder.exists():
+        sync_folder(folder)
     atomic_write(folder / WEIGHTS, lambda file: write_safetensors(_weights(coder), file))
     write_json(folder / CONFIG, _config(coder))
     seal(folder, [WEIGHTS, CONFIG])

@@ -22,6 +22,8 @@ from sae.features.index import FeatureIndex
 
 Tell = Callable[[str, int, int], object]
 """Called as tell(what, done, total)."""
+Keep = Callable[[dict[str, Any]], object]
+"""Called with the report."""
 FAILURES = 3
 """Requests that get no answer one after the other, each after all its tries: then it is no use."""
 
@@ -34,8 +36,8 @@ class Explainer:
         journal: file of the answers; made if need be.
         passages: in each test of each feature at most, half of them true.
         seed: of the passages that are drawn.
-        before: an earlier report. If it is of the same settings, what it has of other features
-            stays in this one's, and what it has whole is not asked about again.
+        before: file of an earlier report. If it is of the same settings, what it has of other
+            features stays in this one's, and what it has whole is not asked about again.
         ask_again: asks anew where the answer that is kept could not be read.
 
     Raises:
@@ -59,13 +61,13 @@ class Explainer:
         self.index, self.endpoint, self.ask_again = index, endpoint, ask_again
         self.passages, self.seed = passages, seed
         self.usage = dict.fromkeys(("requests", "prompt_tokens", "completion_tokens"), 0)
-        earlier = records_before(before, self.settings) if before else {}
-        chosen = {index.check(feature) for feature in features}
-        self.before = {f: r for f, r in earlier.items() if f not in chosen or not r["unscored"]}
+        self._chosen = {index.check(feature) for feature in features}
+        self._report_before = before
+        self.before = self._records_before()
         self.journal = Journal(journal)
         self.planner = Planner((endpoint.name, endpoint.model), seed)
         gatherer = Gatherer(index, passages, seed)
-        wanted = sorted(chosen - set(self.before))
+        wanted = sorted(self._chosen - set(self.before))
         found = {feature: gatherer.material(feature) for feature in wanted}
         self.materials = {f: material for f, material in found.items() if material is not None}
         self.left_out = [f for f, material in found.items() if material is None]
@@ -80,18 +82,24 @@ class Explainer:
         missing += [r for r in self._scoring(explanations) if self._is_missing(r)]
         return estimate(missing, self.endpoint.answer_tokens)
 
-    def run(self, tell: Tell | None = None) -> dict[str, Any]:
+    def run(self, tell: Tell | None = None, keep: Keep | None = None) -> dict[str, Any]:
         """Asks what is missing, and returns the report (keys: docs/metrics.md).
+
+        `keep` writes the report in the place of `before`: it is called while no other process can,
+        and what others put there since this one began is in the report.
 
         Raises:
             UserError: the endpoint refuses, or answers no more; what was answered is kept.
         """
         with self.journal:
             _run(self._ask_all(tell or (lambda what, done, total: None)))
-        return self.report()
+            report = self.report()
+            if keep is not None:
+                keep(report)
+        return report
 
     def report(self) -> dict[str, Any]:
-        """From the answers that are kept."""
+        """From the answers that are kept, and from what is in the earlier report by now."""
         explanations = self._explanations(unknown=None)
         answered = {
             feature: [
@@ -100,7 +108,7 @@ class Explainer:
             ]
             for feature, material in self.materials.items()
         }
-        return build_report(self, explanations, answered)
+        return build_report(self, self.before | self._records_before(), explanations, answered)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,6 +121,12 @@ class Explainer:
             "coder_hash": self.index.meta["coder_hash"],
             "rows": self.index.meta["rows"],
         }
+
+    def _records_before(self) -> dict[int, dict[str, Any]]:
+        """What the earlier report has of features that need not be asked about."""
+        path = self._report_before
+        found = records_before(path, self.settings) if path else {}
+        return {f: r for f, r in found.items() if f not in self._chosen or not r["unscored"]}
 
     def _explaining(self) -> Iterator[Request]:
         return (self.planner.explaining(material) for material in self.materials.values())

@@ -28,16 +28,20 @@ Answered = Sequence[tuple[Request, list[bool] | None]]
 
 def build_report(
     explainer: "Explainer",
+    before: Mapping[int, dict[str, Any]],
     explanations: Mapping[int, str | None],
     answered: Mapping[int, Answered],
 ) -> dict[str, Any]:
-    """A record for every feature that was asked about, and means over those with an explanation."""
+    """A record for every feature that was asked about, now or before, and means over those with an
+    explanation. One that is whole is not replaced by one that is not."""
     from sae.metrics.estimate import INTERVAL
 
-    records = dict(explainer.before)
+    records = dict(before)
     for feature, answers in answered.items():
         other = explainer.planner.partner(feature, explanations)
-        records[feature] = _record(explanations[feature], answers, other)
+        record = _record(explanations[feature], answers, other)
+        if not record["unscored"] or feature not in records:
+            records[feature] = record
     return {
         "schema": SCHEMA,
         "coder": explainer.index.meta["coder"],

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,15 @@ import numpy as np
 import pandas as pd
 
 from sae import __version__
-from sae.base.files import sha256_file, sync_file, sync_folder, write_array, write_json
+from sae.base.files import (
+    atomic_write,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    write_array,
+    write_json,
+)
+from sae.base.foreign import read_npz, reading
 from sae.base.sums import SUMS, write_sums
 from sae.features import layout
 from sae.features.labels import label_features
@@ -21,6 +29,8 @@ from sae.features.scatter import scatter
 from sae.features.statistics import feature_statistics
 from sae.features.vocabulary import Vocabulary
 
+LATE = (layout.FEATURES, layout.DOCUMENTS, layout.VOCABULARY)
+"""Files that are written after the labels."""
 Progress = Callable[[str, int, int], object]
 """Called as progress(what, done, total)."""
 
@@ -47,13 +57,14 @@ class DecoderEffects:
     encoder_cos: np.ndarray
 
     def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        atomic_write(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> "DecoderEffects":
-        with np.load(path) as file:
-            return cls(**dict(file))
+        """Raises `UserError` if the file is not there, or not whole: a zip has sums of its own."""
+        with reading(path):
+            return cls(**read_npz(path))
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,8 @@ def assemble(
     table, edges, counts = feature_statistics(*firings, tokens_ST)
     _savez(partial / layout.ACTIVATION_HISTOGRAM, edges=edges, counts=counts)
     _write_effects(partial, effects, table)
+    early = [name for name in layout.FILES if name not in LATE]
+    sums = _sums_of(partial, early)  # not after the labels, which may take long
     say("labels", 2, 3)
     text = (tokens_ST, table, vocabulary, documents, meta["splits"])
     labels = label_features(*firings, *text, effects.decoder_ids)
@@ -100,6 +113,7 @@ def assemble(
     documents.to_parquet(partial / layout.DOCUMENTS, index=False)
     vocabulary.write(partial / layout.VOCABULARY)
     _write_meta(partial, meta, len(table), tokens_ST.shape)
+    write_sums(partial, sums | _sums_of(partial, (*LATE, layout.META)))
     say("done", 3, 3)
     before_replacing()
     return _put_in_place(partial, folder)
@@ -108,8 +122,9 @@ def assemble(
 def _sorted_by_feature(partial: Path, codes: RowCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes the codes in both orders; (indptr, rows, acts) by feature, memory-mapped."""
     scatter(partial, codes.row_indptr, codes.features_N, codes.acts_N, codes.counts_F)
-    _save_unless_there(partial / layout.ROW_INDPTR, codes.row_indptr)
-    _save_unless_there(partial / layout.ROW_FEATURES, codes.features_N)
+    write_array(partial / layout.ROW_INDPTR, codes.row_indptr)
+    if not (partial / layout.ROW_FEATURES).exists():  # else it is the file that the codes lie in
+        write_array(partial / layout.ROW_FEATURES, codes.features_N)
     indptr = np.load(partial / layout.INDPTR)
     mode = "r" if indptr[-1] else None  # an empty file cannot be mapped
     rows, acts = (np.load(partial / name, mmap_mode=mode) for name in (layout.ROWS, layout.ACTS))
@@ -140,8 +155,10 @@ def _write_meta(partial: Path, meta: dict[str, Any], width: int, shape: tuple[in
         "loupe_version": __version__,
     }
     write_json(partial / layout.META, about)
-    names = (layout.META, *layout.FILES)
-    write_sums(partial, {name: sha256_file(partial / name) for name in names})
+
+
+def _sums_of(partial: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: sha256_file(partial / name) for name in names}
 
 
 def _put_in_place(partial: Path, folder: Path) -> Path:
@@ -186,12 +203,6 @@ def recover(folder: Path) -> None:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(folder.name + ".old")
-
-
-def _save_unless_there(path: Path, array: np.ndarray) -> None:
-    """Not in place: what a kill leaves half written must not pass for whole."""
-    if not path.exists():
-        write_array(path, array)
 
 
 def _savez(path: Path, **arrays: np.ndarray) -> None:

@@ -14,13 +14,13 @@ import torch
 
 from sae import coders
 from sae.base.errors import UserError
-from sae.base.files import read_json, require_free_space, sha256_json, sha256_tree, write_array
+from sae.base.files import require_free_space, sha256_json, sha256_tree, write_array
 from sae.coders import check_fit
 from sae.features import layout
 from sae.features.assemble import DecoderEffects, Progress, assemble, recover
 from sae.features.effects import decoder_effects
 from sae.features.selection import Selection, choose, documents_of
-from sae.features.spill import PROGRESS, Spill
+from sae.features.spill import Spill, read_progress
 from sae.features.tokenizer_bytes import vocabulary_of
 
 if TYPE_CHECKING:
@@ -69,17 +69,10 @@ def build_index(
     selection = choose(store, tokens)
     recover(folder)
     coder_hash = coder_hash or coders.coder_hash(coder)
-    what = {
-        "coder": coder_hash,
-        "store": [store.attributes["model"], store.attributes["corpus"]],
-        "site": site,
-        "rows": selection.rows,
-        "lm": lm.hash,
-        "code": _code_hash(),
-    }
-    partial = _prepare(layout.partial_folder(folder), sha256_json(what))
+    fingerprint = _fingerprint(coder_hash, store, site, selection, lm)
+    partial = _prepare(layout.partial_folder(folder), fingerprint)
     _require_space(coder, selection, folder)
-    with Spill(partial, coder.d_sae, sha256_json(what)) as spill:
+    with Spill(partial, coder.d_sae, fingerprint) as spill:
         encode(coder, store, site, selection, spill, lm.device, progress)
     sequences = [store.tokens(part.start, part.stop) for part in selection.parts]
     write_array(partial / layout.TOKENS, np.concatenate(sequences))
@@ -106,15 +99,32 @@ def build_index(
     )
 
 
+def _fingerprint(
+    coder_hash: str, store: "ActivationStore", site: str, selection: Selection, lm: "LanguageModel"
+) -> str:
+    """Of all that decides an index: a build goes on with nothing else than its own beginning."""
+    return sha256_json(
+        {
+            "coder": coder_hash,
+            "store": [store.attributes["model"], store.attributes["corpus"]],
+            "site": site,
+            "rows": selection.rows,
+            "lm": lm.hash,
+            "code": _code_hash(),
+        }
+    )
+
+
 def _effects(
     partial: Path, coder: "Coder", lm: "LanguageModel", site: str, progress: Progress | None
 ) -> DecoderEffects:
-    """From the partial folder where a killed build left them, else computed and kept there."""
+    """From the partial folder, where a killed build left them whole; else computed, and kept."""
     path = partial / _EFFECTS
-    if not path.exists():
-        decoder_effects(coder, lm, site, progress).save(path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-    return DecoderEffects.load(path)
+    try:
+        return DecoderEffects.load(path)
+    except UserError:
+        decoder_effects(coder, lm, site, progress).save(path)
+        return DecoderEffects.load(path)
 
 
 def _text_facts(store: "ActivationStore", selection: Selection) -> dict[str, Any]:
@@ -186,10 +196,7 @@ def _code_hash() -> str:
 
 def _prepare(partial: Path, fingerprint: str) -> Path:
     """The partial folder: as it is if it belongs to this very build, else empty."""
-    progress = partial / PROGRESS
-    if partial.exists() and not (
-        progress.exists() and read_json(progress)["fingerprint"] == fingerprint
-    ):
+    if partial.exists() and read_progress(partial, fingerprint) is None:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     return partial

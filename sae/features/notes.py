@@ -7,7 +7,9 @@ anew keeps them, and the notes of another coder never show.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,8 +50,7 @@ class Notes:
 
     def set_label(self, feature: int, label: str | None) -> None:
         """Sets the user's label; None or blanks take it away, so that the automatic one shows."""
-        label = (label or "").strip() or None
-        self._change(feature, "label", lambda _: label)
+        self._change(feature, "label", lambda _: _trimmed(label))
 
     def label(self, feature: int) -> str | None:
         return self._state("label", feature).get(feature)
@@ -140,13 +141,14 @@ class Notes:
         for feature, note in features.items():
             self._check(int(feature) if re.fullmatch("[0-9]{1,15}", str(feature)) else -1)
             _check_note(feature, note)
-        for feature, note in features.items():
-            if "label" in note:
-                self.set_label(int(feature), note["label"])
-            if "star" in note:
-                self.star(int(feature), note["star"])
-            if "tags" in note:
-                self.set_tags(int(feature), note["tags"])
+        if not any(features.values()):
+            return len(features)
+        with self._changing() as connection:
+            for feature, note in features.items():
+                for field, tidy in TIDY.items():
+                    if field in note:
+                        value = tidy(note[field])
+                        self._append(connection, int(feature), field, lambda _, v=value: v)
         return len(features)
 
     def _check(self, feature: int) -> None:
@@ -155,21 +157,33 @@ class Notes:
             raise UserError(f"Feature {feature} does not exist; give one of this index's{last}.")
 
     def _change(self, feature: int, field: Field, new: Callable[[Any], Any]) -> None:
-        """Appends `new(the present value)` unless it is the same; nobody writes in between."""
+        """Makes one change."""
         self._check(feature)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._changing() as connection:
+            self._append(connection, feature, field, new)
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """Nobody writes in between; an error takes back all that was written within."""
         with opened(self.path) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            rows = connection.execute(*self._query(field, feature)).fetchall()
-            old = self._values(field, rows).get(feature, NOTHING[field])
-            if (value := new(old)) == old:
-                return
-            if len(text := json.dumps(value)) > LONGEST // 2:
-                raise UserError(f"The {field} of feature {feature} is too long; shorten it.")
-            connection.execute(
-                "INSERT INTO changes (coder, feature, field, value, time) VALUES (?, ?, ?, ?, ?)",
-                (self.coder_hash, int(feature), field, text, now),
-            )
+            yield connection
+
+    def _append(
+        self, connection: sqlite3.Connection, feature: int, field: Field, new: Callable[[Any], Any]
+    ) -> None:
+        """Appends `new(the present value)` unless it is the same."""
+        rows = connection.execute(*self._query(field, feature)).fetchall()
+        old = self._values(field, rows).get(feature, NOTHING[field])
+        if (value := new(old)) == old:
+            return
+        if len(text := json.dumps(value)) > LONGEST // 2:
+            raise UserError(f"The {field} of feature {feature} is too long; shorten it.")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        connection.execute(
+            "INSERT INTO changes (coder, feature, field, value, time) VALUES (?, ?, ?, ?, ?)",
+            (self.coder_hash, int(feature), field, text, now),
+        )
 
     def _state(self, field: Field, feature: int | None = None) -> dict[int, Any]:
         return self._values(field, self._read(*self._query(field, feature)))
@@ -198,8 +212,16 @@ class Notes:
             return connection.execute(query, values).fetchall()
 
 
+def _trimmed(label: str | None) -> str | None:
+    return (label or "").strip() or None
+
+
 def _tidy(tags: Iterable[str]) -> list[str]:
     return sorted({tag.strip() for tag in tags if tag.strip()})
+
+
+TIDY: dict[Field, Callable[[Any], Any]] = {"label": _trimmed, "star": bool, "tags": _tidy}
+"""How what is given of a field is kept."""
 
 
 def _check_note(feature: object, note: object) -> None:

@@ -13,6 +13,11 @@ from sae.base.foreign import reading, require_file
 from sae.base.locks import Lock
 
 ADVICE = "move it aside to go on without its notes"
+PASSING = (
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN),
+)
+"""SQLite's codes (the lowest byte of one) for what is wrong around a file, and not in it."""
 LONGEST = 2**20
 """Bytes of any text in the file."""
 _TABLE = """
@@ -31,20 +36,29 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection in a transaction: committed at the end, rolled back on an error.
 
     Raises:
-        UserError: the file is damaged, or not one of notes.
-        sqlite3.OperationalError: it is locked, read-only, or the disk is full.
+        UserError: the file is damaged, or not one of notes; or it cannot be used just now.
     """
-    with closing(_connect(path)) as connection, connection:
-        try:
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
-            if not _is_whole(connection):
-                _make(connection, path)
-            yield connection
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is damaged ({error}); {ADVICE}.") from error
+    with understood(path), closing(_connect(path)) as connection, connection:
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        if not _is_whole(connection):
+            _make(connection, path)
+        yield connection
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Within it, what SQLite raises is a `UserError`. Of what may pass, nobody is told to move
+    the file aside."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            raise UserError(
+                f"{path} cannot be used now ({error}): it is in use, may not be written, or the "
+                "disk is full; try again."
+            ) from error
+        raise UserError(f"{path} is damaged ({error}); {ADVICE}.") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -96,7 +110,7 @@ def notes_problems(path: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        with reading(path, ADVICE), closing(_connect(path)) as connection:
+        with reading(path, ADVICE), understood(path), closing(_connect(path)) as connection:
             _is_whole(connection)
             told = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
             values = [row[0] for row in connection.execute("SELECT value FROM changes")]
@@ -116,7 +130,7 @@ def moving_notes(source: Path, target: Path) -> Iterator[None]:
     that its log (-wal, -shm) neither comes nor goes. Where files have one name, it is copied.
     """
     with closing(_connect(source)) as holder:
-        with reading(source, ADVICE):
+        with reading(source, ADVICE), understood(source):
             _is_whole(holder)
             holder.execute("PRAGMA journal_mode=WAL")
             holder.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()

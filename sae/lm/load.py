@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, PreTrainedT
 
 from sae.base.devices import default_dtype, parse_device, parse_dtype
 from sae.base.errors import UserError
-from sae.base.files import read_json_object
+from sae.base.files import read_json_object, sha256_json
 from sae.base.foreign import require_file, require_plain_files
 from sae.lm.assets import POCKET, local_model_folder
 from sae.lm.model import LanguageModel
@@ -20,6 +20,13 @@ from sae.lm.model import LanguageModel
 DESCRIPTIONS, LARGEST = (".json", ".txt", ".jinja", ".model"), 2**27
 """Files beside the weights, which are read whole, and the most bytes of one of them."""
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+OF_FUNCTION = (
+    *("n_head", "activation_function", "layer_norm_epsilon"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
+)
+"""What `config.json` says of the function that a model computes and its weights do not: the rest
+of the file is sizes, which show in the weights, or of training. Named one by one, since other
+versions of transformers write other files."""
 NO_LIMIT = int(1e30)  # tokens that a tokenizer takes, as transformers writes it
 
 
@@ -43,7 +50,7 @@ def load_lm(
             f"The model `{name}` could not be loaded: give `pocket`, a folder in Hugging Face "
             f"layout with its tokenizer, or the hub id of a GPT-2 ({_first_line(error)})"
         ) from error
-    identity = weights_hash(model)
+    identity = model_hash(model)
     _use_fused_gelu(model)
     model.eval().requires_grad_(False)
     nn.Module.to(model, device=chosen, dtype=precision)
@@ -145,6 +152,13 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def model_hash(model: GPT2LMHeadModel) -> str:
+    """Identity of the function that a model computes: of its weights and of `OF_FUNCTION`."""
+    settings = {name: getattr(model.config, name) for name in OF_FUNCTION}
+    settings["layer_norm_epsilon"] = float(settings["layer_norm_epsilon"])  # a file may say 1
+    return sha256_json([weights_hash(model), settings])
 
 
 def _use_fused_gelu(model: GPT2LMHeadModel) -> None:

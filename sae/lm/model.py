@@ -21,7 +21,7 @@ class _EarlyExit(Exception):  # noqa: N818 -- a signal, not an error
 
 
 class LanguageModel:
-    """A GPT-2 with its tokenizer, the hash of its weights, and access to its sites.
+    """A GPT-2 with its tokenizer, its hash (`sae.lm.load.model_hash`), and access to its sites.
 
     Every method takes `tokens_ST` (S, T) int64 on any device, and takes no gradients.
     """

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -73,19 +74,20 @@ class ShuffledReader:
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.ahead)
         stop = threading.Event()
 
+        def put(item: Batch | BaseException) -> None:
+            while not stop.is_set():
+                with suppress(queue.Full):
+                    ready.put(item, timeout=0.2)
+                    return
+
         def produce() -> None:
             try:
                 for batch in self._produce(start):
-                    while not stop.is_set():
-                        try:
-                            ready.put(batch, timeout=0.2)
-                            break
-                        except queue.Full:
-                            continue
+                    put(batch)
                     if stop.is_set():
                         return
             except BaseException as error:
-                ready.put(error)
+                put(error)
 
         threading.Thread(target=produce, name="store-reader", daemon=True).start()
         try:

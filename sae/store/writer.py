@@ -1,8 +1,8 @@
 """Writes a store shard by shard from a background thread; a killed harvest resumes where it was.
 
 A shard is done when `progress/<shard>.npz`, written after its arrays are on the disk, exists. That
-file holds the shard's statistics and the sha256 of its files; when all are there they are merged,
-the store is marked complete, and `SHA256SUMS` seals it.
+file holds the shard's statistics and the sha256 of its files, `progress/SHA256SUMS` those of all
+other files; when all are there they are merged, the store is marked complete, and sealed.
 """
 
 import queue
@@ -19,11 +19,11 @@ import zarr
 from sae.base.errors import UserError
 from sae.base.files import (
     atomic_write,
+    finish_removal,
     remove_tree,
     require_free_space,
     sha256_file,
     sync_file,
-    sync_folder,
 )
 from sae.base.foreign import read_npz, reading
 from sae.base.locks import Lock
@@ -31,10 +31,10 @@ from sae.base.sums import SUMS, write_sums
 from sae.store.bounds import Local, require_layout
 from sae.store.documents import DocumentTable
 from sae.store.schema import CHECKED, StoreSpec, array_of, create_arrays, shard_file
+from sae.store.seals import PROGRESS, seal_small_files, sums_of_others, sums_of_small_files
 from sae.store.stats import SiteStats, SiteSums, load_sums
 
 Block = dict[str, np.ndarray]  # site -> (rows of the shard, D) float16
-PROGRESS = "progress"
 WAITING = 2
 """Shards that may wait in memory for the disk."""
 
@@ -69,6 +69,7 @@ class StoreWriter:
         self._progress = self.path / PROGRESS
         self._lock = Lock(f"{self.path}.lock", f"The activation store {self.path}")
         try:
+            finish_removal(self.path)  # else its bytes would be missed by the next line
             if not self._is_same(self._attributes()):
                 self._require_space()
             begin()
@@ -166,7 +167,7 @@ class StoreWriter:
     def _is_resumable(self) -> bool:
         """Whether a part of this very store is there. A part of another one is refused."""
         attributes = self._attributes()
-        begun = self._progress.is_dir() and any(self._progress.iterdir())
+        begun = any(self._progress.glob("*.npz"))
         whole = attributes.get("complete") and (self.path / SUMS).exists()
         if whole or not begun:  # of another harvest, or nothing harvested yet: made anew
             return False
@@ -177,6 +178,7 @@ class StoreWriter:
                 f"{self.path} holds {done} shards of another harvest (its {', '.join(differ)} "
                 "differ); go on with that configuration, give another `folder`, or remove it."
             )
+        sums_of_small_files(self.path)
         return True
 
     def _require_space(self) -> None:
@@ -191,7 +193,7 @@ class StoreWriter:
         group = zarr.create_group(self.path, attributes=attributes)
         create_arrays(group, self.spec, tokens)
         self.documents.save(group)
-        self._progress.mkdir(exist_ok=True)
+        seal_small_files(self.path)
         return group
 
     def _drain(self) -> None:
@@ -247,7 +249,7 @@ class StoreWriter:
         )
 
     def _seal(self) -> None:
-        """The sums of all files: of shards as they were taken when each was written.
+        """The sums of all files, each as it was taken when the file was written.
 
         All that they vouch for is on the disk before they are.
         """
@@ -256,18 +258,8 @@ class StoreWriter:
             arrays = read_npz(self._done_file(shard))
             for site in self.spec.sites:
                 sums[shard_file(site, shard)] = str(arrays[f"{site}/sha256"])
-        for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
-            if path.suffix == ".partial":
-                path.unlink()  # zarr's, of a process that was killed
-            elif path.is_file() and name not in sums and not name.startswith((PROGRESS, SUMS)):
-                sync_file(path)
-                sums[name] = sha256_file(path)
-            elif path.is_dir():
-                sync_folder(path)
-        sync_folder(self.path)
-        sync_folder(self.path.parent)
-        write_sums(self.path, sums)
+        sums |= sums_of_small_files(self.path)
+        write_sums(self.path, sums | sums_of_others(self.path, sums))
 
     def _is_done(self, shard: int) -> bool:
         """Whether the shard's statistics can be read and its files are there."""

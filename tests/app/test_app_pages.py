@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from app import state
 from app.run_folder import ENVIRONMENT
+from app.visible import markdown
+from sae.base.errors import UserError
 from sae.base.sums import seal
-from sae.features import FeatureIndex
+from sae.features import FeatureIndex, Notes
 from sae.features.layout import SCORECARD
 from sae.features.scorecard import COLUMNS, write_scorecard
 from tests.app.pages import BROWSER, PAGES, ROOT, check, open_page, said, view
@@ -184,6 +187,39 @@ def test_a_feature_that_does_not_exist_is_told_with_the_range(run: Path) -> None
     assert "0 to 39" in app.error[0].value.replace("\\", "")
     app.button[0].click().run()
     assert check(app).number_input(key="feature").value == 0
+
+
+@pytest.mark.parametrize("text", ["\n\n![x](https://evil.example/p.png)", "` $x$ :red[y]"])
+def test_a_filter_of_the_address_is_shown_as_text(run: Path, text: str) -> None:
+    expression = f'label:"{text}"'
+    app = open_page("feature", feature="3", filter=expression)
+    [shown] = [caption.value for caption in app.caption if "filter" in caption.value]
+    assert f"filter {markdown(expression)}" in shown
+    assert "\n" not in shown
+    assert "![" not in shown
+
+
+def test_a_note_that_cannot_be_saved_is_told_as_text(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("![x](https://evil.example/p.png) cannot be used now; try again.")
+
+    monkeypatch.setattr(Notes, "star", refuse)
+    app = open_page("feature", feature="3")
+    app.button(key="star").click().run()
+    check(app)
+    [told] = [toast.value for toast in app.toast]
+    assert "![" not in told
+    assert told.endswith("try again\\.")
+
+
+def test_a_run_that_is_not_there_is_told_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "![x](evil)"))
+    app = check(AppTest.from_file(BROWSER, default_timeout=60).run())
+    assert "![" not in app.error[0].value
 
 
 def test_next_and_previous_stay_within_the_filter_and_go_round(run: Path) -> None:

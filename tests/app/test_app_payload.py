@@ -26,7 +26,7 @@ def test_percentiles_are_shares_of_activations_not_larger() -> None:
 
 
 def test_percentiles_of_a_dead_feature() -> None:
-    assert payload.Percentiles(np.empty(0, np.float16))(np.array([1.0])).tolist() == [0.0]
+    assert payload.Percentiles(np.empty(0, np.float16))(np.array([1.0])).tolist() == [1.0]
 
 
 def test_an_example_says_where_it_fires_and_how_strongly(index: FeatureIndex) -> None:

@@ -4,6 +4,7 @@ one visitor what another one does."""
 import http.client
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +18,12 @@ from tests.app.test_app_pages import check, open_page, said
 
 EVIL = "http://evil.example"
 SECRET = "the-secret-of-another-file"
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec_WebSocket_Version": "13",
+    "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 LISTENS, LOCALHOST = "0A", "0100007F"  # of /proc/net/tcp
 
 
@@ -28,6 +35,7 @@ def server(hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for name in ("ENABLE_XSRF_PROTECTION", "ENABLE_CORS"):
             patch.setenv(f"STREAMLIT_SERVER_{name}", "false")
         patch.setenv("STREAMLIT_SERVER_ADDRESS", "0.0.0.0")
+        patch.setenv("STREAMLIT_GLOBAL_DEVELOPMENT_MODE", "true")
         patch.setenv("STREAMLIT_SERVER_CORS_ALLOWED_ORIGINS", f'["{EVIL}"]')
         with serving(hostile_run, tmp_path_factory.mktemp("server")) as address:
             yield address
@@ -60,16 +68,26 @@ def test_other_sites_are_not_obeyed(server: str) -> None:
     """Neither a request that changes something without its token, nor a foreign page's socket."""
     assert ask(server, "PUT", "/_stcore/upload_file/session/file")[0] == 403
     assert ask(server, "DELETE", "/_stcore/upload_file/session/file")[0] == 403
-    upgrade = {
-        "Connection": "Upgrade",
-        "Upgrade": "websocket",
-        "Sec_WebSocket_Version": "13",
-        "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
-    }
-    assert ask(server, "GET", "/_stcore/stream", Origin=EVIL, **upgrade)[0] == 403
+    assert ask(server, "GET", "/_stcore/stream", Origin=EVIL, **UPGRADE)[0] == 403
     # a foreign name that was made to lead here
-    assert ask(server, "GET", "/_stcore/stream", Host="evil.example", **upgrade)[0] == 403
-    assert ask(server, "GET", "/_stcore/stream", **upgrade)[0] == 101
+    assert ask(server, "GET", "/_stcore/stream", Host="evil.example", **UPGRADE)[0] == 403
+    assert ask(server, "GET", "/_stcore/stream", **UPGRADE)[0] == 101
+
+
+def test_no_other_machine_is_asked_about_a_foreign_page(
+    hostile_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamlit asks a server elsewhere for this machine's address, to compare the page's with."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        with serving(hostile_run, tmp_path) as address:
+            assert ask(address, "GET", "/_stcore/stream", Origin=EVIL, **UPGRADE)[0] == 403
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 @pytest.mark.parametrize("way", ["..", "%2e%2e", "..%2f..", "%252e%252e", ".%00./.."])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,28 @@ def test_the_kind_of_a_label_is_text() -> None:
     row = {"label_score": 0.5, "count": 1, "density": 0.0, "tags": []}
     row |= {"position_only": False, "single_token": False, "label_kind": "](http://x)[b"}
     assert r"\]\(http\:\/\/x\)\[b" in badges(row)
+
+
+def test_a_server_without_the_protections_is_refused(tmp_path: Path) -> None:
+    """Streamlit's own default listens to every machine."""
+    main, port = str(launch.HERE / "main.py"), ["--server.headless=true", "--server.port=0"]
+    command = [sys.executable, "-P", "-m", "streamlit", "run", main, *port, "--", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(launch.HERE.parent)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert "start it with `sae browse RUN`" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("name", launch.PROTECTION)
+def test_each_protection_is_asked_for(name: str) -> None:
+    wanted = dict(launch.PROTECTION)
+    assert launch.lacking(wanted.__getitem__) == []
+    assert launch.lacking({**wanted, name: None}.__getitem__) == [name]
+
+
+def test_commands_to_copy_are_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / "my run; rm -rf $HOME"
+    assert shlex.split(Run(folder).command("index")) == ["sae", "index", str(folder)]

@@ -269,6 +269,27 @@ def test_what_was_answered_is_never_asked_again(index: FeatureIndex, tmp_path: P
         assert len(stub.asked) == before
 
 
+def test_what_another_process_reported_meanwhile_stays(index: FeatureIndex, tmp_path: Path) -> None:
+    """Both began with the same report, and each writes its own features into it."""
+    journal, file = tmp_path / "topk.jsonl", tmp_path / "report.json"
+
+    def keep(report: dict[str, Any]) -> None:
+        assert (tmp_path / ".topk.jsonl.lock").exists()
+        file.write_text(json.dumps(report))
+
+    with serving(good) as stub:
+        Explainer(index, WORDS[:2], endpoint(stub), journal, before=file).run(keep=keep)
+        late = Explainer(index, WORDS[3:5], endpoint(stub), journal, before=file)
+        Explainer(index, WORDS[2:4], endpoint(stub), journal, before=file).run(keep=keep)
+        between = json.loads(file.read_text())["features"]
+        stub.answer = lambda stub, body: said("[no verdicts]")  # to what was not asked yet
+        late.run(keep=keep)
+    features = json.loads(file.read_text())["features"]
+    assert set(features) == {str(feature) for feature in WORDS[:5]}
+    for feature in map(str, WORDS[:4]):  # the fourth is whole there, and was not by `late`
+        assert features[feature] == between[feature]
+
+
 def test_another_model_is_another_question(index: FeatureIndex, journal: Path) -> None:
     with serving(good) as stub:
         Explainer(index, WORDS[:2], endpoint(stub), journal).run()

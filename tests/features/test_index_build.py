@@ -17,8 +17,11 @@ from sae.base.sums import read_sums
 from sae.coders import coder_hash, make_coder, save_coder
 from sae.coders.contract import Coder
 from sae.features import FeatureIndex, build_index, verify_index
-from sae.features.layout import FILES
+from sae.features.labels import label_features
+from sae.features.layout import ACTS, FILES
+from sae.features.spill import Spill
 from sae.lm import parse_site
+from tests.damage import Damage
 
 SITE, D, T, F = "blocks.0.hook_resid_post", 16, 8, 64
 STARTS = [1, 30, 2 * T + 3, 12 * T + 1, 14 * T + 2, 20 * T + 1, 21 * T + 4]
@@ -176,6 +179,72 @@ def test_a_killed_build_goes_on_and_ends_the_same(
         k: v for k, v in sums[1].items() if k != "index.json"
     }
     assert not (tmp_path / "killed.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["row_features.npy", "row_acts.npy", "row_counts.npy"])
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_damage_of_a_begun_index_is_not_sealed(
+    coder: Coder, lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    monkeypatch.setattr("sae.features.builder.BLOCK_ROWS", 3 * T)
+    with pytest.raises(KeyboardInterrupt):
+        build(coder, Store(), tmp_path / "f", lm, progress=kill_in_block(2))
+    with (
+        Damage(tmp_path / "f.partial" / name, how, 0.8),
+        pytest.raises(UserError, match=rf"{name} is damaged.* remove .*f\.partial"),
+    ):
+        build(coder, Store(), tmp_path / "f", lm)
+    assert verify_index(build(coder, Store(), tmp_path / "f", lm)) == []
+
+
+def test_damage_that_comes_before_the_codes_are_sorted_is_not_sealed(tmp_path: Path) -> None:
+    with Spill(tmp_path, 16, "f") as spill:
+        spill.append(np.full(8, 2, np.uint32), np.arange(16), np.ones(16))
+    with (
+        Damage(tmp_path / "row_acts.npy", "flip", 0.95),
+        pytest.raises(UserError, match=r"row_acts\.npy is damaged"),
+    ):
+        spill.codes()
+
+
+def test_sums_are_taken_when_files_are_written(
+    coder: Coder, lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit that flips while labels are made is found, and not sealed."""
+
+    def damaging(*given: Any) -> Any:
+        raw = bytearray((tmp_path / "f.partial" / ACTS).read_bytes())
+        raw[-2] ^= 1
+        (tmp_path / "f.partial" / ACTS).write_bytes(raw)
+        return label_features(*given)
+
+    monkeypatch.setattr("sae.features.assemble.label_features", damaging)
+    folder = build(coder, Store(), tmp_path / "f", lm)
+    with pytest.raises(UserError, match=ACTS):
+        FeatureIndex.open(folder)
+
+
+@pytest.mark.parametrize("left", [b"", b"PK\x03\x04 half"])
+def test_effects_that_a_crash_left_half_written_are_computed_again(
+    coder: Coder, lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sae.features.builder.assemble", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(coder, Store(), tmp_path / "f", lm)
+    (tmp_path / "f.partial" / "effects.npz").write_bytes(left)
+    assert verify_index(build(coder, Store(), tmp_path / "f", lm)) == []
+
+
+def test_a_partial_folder_that_does_not_say_whose_it_is_is_begun_anew(
+    coder: Coder, lm: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "f.partial").mkdir()
+    (tmp_path / "f.partial" / "progress.json").write_text('{"rows": 3}')
+    assert verify_index(build(coder, Store(), tmp_path / "f", lm)) == []
 
 
 def test_what_other_code_left_is_not_gone_on_with(

@@ -99,6 +99,39 @@ def test_bad_notes_change_nothing(notes: Notes, mend: dict, message: str) -> Non
     assert notes.history() == []
 
 
+def test_notes_that_cannot_all_be_imported_change_nothing(notes: Notes) -> None:
+    good = {"schema": 1, "coder_hash": "hash-a"}
+    features = {"1": {"label": "short", "star": True}, "2": {"label": "x" * 2**20}}
+    with pytest.raises(UserError, match="feature 2 is too long"):
+        notes.import_json({**good, "features": features})
+    assert notes.history() == []
+
+
+def test_a_file_that_is_in_use_is_not_to_be_moved_aside(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes.set_label(1, "mine")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **_: connect(path, timeout=0))
+    with closing(connect(notes.path)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        for use in (notes.labels, lambda: notes.set_label(1, "x"), lambda: notes.undo(1)):
+            with pytest.raises(UserError, match=r"in use, .*try again") as raised:
+                use()
+            assert "aside" not in str(raised.value)
+        assert "try again" in notes_problems(notes.path)[0]
+    assert notes.labels() == {1: "mine"}
+
+
+def test_text_that_is_no_text_is_damage(notes: Notes) -> None:
+    notes.set_label(1, "mine")
+    with closing(sqlite3.connect(notes.path)) as connection, connection:
+        connection.execute("UPDATE changes SET value = CAST(x'22ff22' AS TEXT)")
+    with pytest.raises(UserError, match="move it aside"):
+        notes.labels()
+
+
 def test_a_feature_beyond_the_dictionary(notes: Notes) -> None:
     with pytest.raises(UserError, match="end at 39"):
         notes.set_label(40, "x")
@@ -188,7 +221,8 @@ def test_a_file_of_another_make_is_not_read(notes: Notes) -> None:
 
 
 PATIENT = """
-import sqlite3, sys
+import sys
+from sae.base.errors import UserError
 from sae.features.notes import Notes
 notes = Notes(sys.argv[1], "c" * 64, width=40)
 for number in range(int(sys.argv[2])):
@@ -196,7 +230,7 @@ for number in range(int(sys.argv[2])):
         try:
             notes.set_label(3, f"label {number}")
             break
-        except sqlite3.OperationalError:  # told: it was not saved
+        except UserError:  # told: it was not saved
             continue
     print(number, flush=True)
 """

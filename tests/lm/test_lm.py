@@ -74,6 +74,38 @@ def test_the_same_weights_have_the_same_hash(tiny_folder, tiny_lm: LanguageModel
 
 
 @pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("n_head", 4),
+        ("activation_function", "relu"),
+        ("layer_norm_epsilon", 1e-3),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+    ],
+)
+def test_the_same_weights_in_another_function_have_another_hash(
+    tiny_folder: Path, tiny_lm: LanguageModel, tmp_path: Path, name: str, other: object
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {name: other}))
+    changed = load_lm(str(folder), "cpu", "float32")
+    assert changed.hash != tiny_lm.hash
+    site = "blocks.1.hook_resid_post"
+    assert not torch.equal(*(lm.capture(TOKENS, [site])[site] for lm in (changed, tiny_lm)))
+
+
+def test_what_does_not_change_the_function_does_not_change_the_hash(
+    tiny_folder: Path, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    described = json.loads((folder / "config.json").read_text())
+    others = {"transformers_version": "4.0.0", "use_cache": False, "resid_pdrop": 0.3}
+    (folder / "config.json").write_text(json.dumps(described | others))
+    assert load_lm(str(folder), "cpu", "float32").hash == tiny_lm.hash
+
+
+@pytest.mark.parametrize(
     ("act", "message"),
     [
         (lambda lm: lm.site("blocks.2.hook_resid_post"), "`blocks.0` to `blocks.1`"),

@@ -1,12 +1,16 @@
 """The stage scorecard: made once, made again, with other seeds, and undone in the middle."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pipelines import scorecard
 from pipelines.alike import other_seeds
 from pipelines.config import CoderConfig
 from pipelines.manifest import Manifest
+from sae.base.errors import UserError
 from sae.features import FeatureIndex
 from sae.features.layout import SCORECARD
 from sae.features.scorecard import read_scorecard
@@ -51,6 +55,17 @@ def test_it_is_made_again_alone_and_the_same(copy: Path) -> None:
     sae("scorecard", str(copy), "scorecard.tokens=200")
     assert path.read_bytes() != before
     assert "sound" in sae("verify", str(copy))
+
+
+def test_the_command_that_it_names_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = SimpleNamespace(meta={"coder_hash": "of others"})
+    monkeypatch.setattr(scorecard.FeatureIndex, "open", lambda *_, **__: index)
+    monkeypatch.setattr(scorecard, "coder_hash", lambda folder: "own")
+    config: Any = SimpleNamespace(folder=tmp_path / "my run", coder_folder=lambda name: tmp_path)
+    with pytest.raises(UserError, match=r"`sae index '.*/my run'` first"):
+        scorecard.run(config, "topk")
 
 
 def test_a_new_index_has_none(copy: Path) -> None:

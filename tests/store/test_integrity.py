@@ -15,6 +15,7 @@ from sae.base.errors import UserError
 from sae.base.files import LARGEST_JSON, remove_tree
 from sae.base.sums import SUMS, problems_of, read_sums, write_sums
 from sae.store import ActivationStore, ShuffledReader, StoreWriter
+from tests.damage import Damage
 from tests.disk import full_disk
 from tests.store.fixtures import SITES, make_parts, make_store, write_shards
 
@@ -98,6 +99,47 @@ def test_damaged_progress_costs_that_shard(tmp_path: Path) -> None:
     (tmp_path / "s.zarr" / schema.shard_file(SITE, 2)).unlink()
     with StoreWriter(tmp_path / "s.zarr", spec, tokens, documents) as writer:
         assert {0, 1, 2} & set(writer.missing) == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["tokens/c/0/0", f"activations/{SITE}/zarr.json"])
+def test_damage_of_a_begun_store_is_not_sealed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.zarr"
+    begin(path, [0, 2])
+    with Damage(path / name, "flip", 0.5), pytest.raises(UserError, match="is not what was writt"):
+        complete(path)
+    complete(path)
+    assert problems_of(path) == []
+
+
+def test_damage_that_comes_while_a_store_is_written_is_not_sealed(tmp_path: Path) -> None:
+    path, (spec, tokens, documents, data) = tmp_path / "s.zarr", make_parts()
+    with StoreWriter(path, spec, tokens, documents) as writer:
+        write_shards(writer, data, writer.missing)
+        with (
+            Damage(path / "tokens/c/0/0", "flip", 0.5),
+            pytest.raises(UserError, match="is not what was written"),
+        ):
+            writer.finish()
+    assert not (path / SUMS).exists()
+
+
+def test_what_a_kill_left_of_a_removal_goes_before_the_disk_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it takes the room of the store that is to take its place, and nothing removes it."""
+    path, left = tmp_path / "s.zarr", tmp_path / ".s.zarr.removed"
+    make_store(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        remove_tree(path)
+    assert left.is_dir()
+    there: list[bool] = []
+    monkeypatch.setattr(
+        "sae.store.writer.require_free_space", lambda *_: there.append(left.exists())
+    )
+    begin(path, [0])
+    assert there
+    assert not any(there)
 
 
 def test_a_disk_that_is_full_at_any_write_leaves_a_store_to_go_on_with(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -141,3 +143,28 @@ def test_a_store_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are free"):
         StoreWriter(tmp_path / "s.zarr", spec, tokens, documents)
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_reader_that_fails_ends_when_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batches fill the queue, and its error would wait for room without end."""
+    store, _ = make_store(tmp_path / "s.zarr")
+    reader = ShuffledReader(store, [SITE], batch=64, ahead=1)
+    failed = threading.Event()
+
+    def produce(start: int) -> Iterator[dict[str, np.ndarray]]:
+        yield {SITE: np.zeros(1)}
+        yield {SITE: np.zeros(1)}
+        failed.set()
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(reader, "_produce", produce)
+    before = set(threading.enumerate())
+    batches = reader.batches()
+    next(batches)
+    [thread] = set(threading.enumerate()) - before
+    assert failed.wait(5)
+    batches.close()
+    thread.join(5)
+    assert not thread.is_alive()
