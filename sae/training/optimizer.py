@@ -13,7 +13,7 @@ from sae.kernels import Kernels
 from sae.kernels.adam import BETA1, BETA2, AdamStep, RowGradient
 from sae.training.settings import Moments
 
-EPS = 1e-8
+EPS = 1e-8  # docs/training.md holds it against the 6.25e-10 of Gao et al. 2024
 WAKE_EVERY = 8  # steps after which rows that slept are brought up to date
 WAKE_VALUES = 2**24  # of gradients of zero that exist at a time, in doing so
 LARGE = 2**28  # weights of a matrix above which its moments are kept in bfloat16 by default
