@@ -1,6 +1,7 @@
 """Adam, on unit-norm decoder rows unless the coder leaves them free."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class CoderOptimizer:
                 unit=self._unit(name),
                 seed=len(self.moments) * self.steps + number,
             )
-            self.kernels.adam_rows(weight.data, gradient, *self.moments[name], step)
+            m, v = self.moments[name]
+            self.kernels.adam_rows(weight.data, gradient, m, v, step)
             if name in self.updated:
                 self._note(name, gradient)
                 if wake and gradient.rows_U is not None:
@@ -144,7 +146,7 @@ class CoderOptimizer:
     def _unit(self, name: str) -> bool:
         return self.coder.unit_decoder and name == "W_dec_FD"
 
-    def _norm(self, gradients: dict[str, tuple[Tensor, RowGradient]]) -> float:
+    def _norm(self, gradients: Mapping[str, tuple[Tensor, RowGradient]]) -> float:
         """Of all gradients as Adam will see them."""
         found = [
             self.kernels.tangent_square(gradient, weight)
