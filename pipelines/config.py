@@ -130,6 +130,10 @@ class CoderConfig(Section):
     warmup: Share | None = Field(default=None, description="default: train.warmup")
     decay: Share | None = Field(default=None, description="default: train.decay")
     grad_clip: Clip | None = Field(default=None, description="default: train.grad_clip")
+    grad_clip_of: Literal["per_dimension", "summed"] = Field(
+        default="per_dimension",
+        description="whose gradient: of the loss per dimension, or, as in papers, summed over them",
+    )
     centre: Literal["mean", "geometric_median"] = Field(
         default="mean", description="where b_dec starts: mean or geometric_median"
     )

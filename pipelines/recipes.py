@@ -20,11 +20,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "decay": 0.0,
     },
     # Anthropic, Circuits Updates, April 2024, "Update on how we train SAEs": free decoder norms,
-    # the penalty rises over the first 5 % of steps, the rate falls over the last 20 %.
+    # the penalty rises over the first 5 % of steps, the rate falls over the last 20 %, the gradient
+    # of the summed loss is clipped at norm 1. docs/training.md has what differs still.
     "anthropic-april-2024": {
         "architecture": "relu_unconstrained",
         "l1": 5.0,
         "l1_warmup": 0.05,
+        "grad_clip": 1.0,
+        "grad_clip_of": "summed",
         "warmup": 0.0,
         "decay": 0.2,
     },

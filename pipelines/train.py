@@ -167,6 +167,7 @@ def settings_of(config: RunConfig, wanted: CoderConfig, steps: int) -> Settings:
         warmup=options.warmup if wanted.warmup is None else wanted.warmup,
         decay=options.decay if wanted.decay is None else wanted.decay,
         grad_clip=options.grad_clip if wanted.grad_clip is None else wanted.grad_clip,
+        grad_clip_of=wanted.grad_clip_of,
         centre=wanted.centre,
         auxk_coefficient=options.auxk_coefficient,
         auxk_k=options.auxk_k,

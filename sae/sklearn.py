@@ -18,6 +18,8 @@ from sae.coders.registry import hyperparameters_of
 from sae.store import SiteStats
 from sae.training import CoderTrainer, Settings
 
+MOST_LOST = 1e-6  # share of the variance of X that rounding it to float32 may take
+
 
 class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A sparse dictionary of directions, each row of X a sum of few of them.
@@ -64,10 +66,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.random_state = random_state
 
     def fit(self, X: npt.ArrayLike, y: Any = None) -> Self:
-        """Learns the dictionary from the rows of X (n_samples, n_features)."""
+        """Learns the dictionary from the rows of X (n_samples, n_features), in float32."""
         array = _rows(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
         random = check_random_state(self.random_state)
         rows = _tensor(array)
+        _require_precision(array, rows)
         for name in ("k", "n_components", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -90,7 +93,13 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             order = torch.from_numpy(random.permutation(len(rows))[: per_epoch * batch])
             for chosen in order.split(batch):
                 trainer.step(rows[chosen])
-        self.coder_ = trainer.finished_coder()
+        coder = trainer.finished_coder()
+        if not all(bool(weight.isfinite().all()) for weight in coder.parameters()):
+            raise ValueError(
+                "The training diverged: its weights are not finite; fit again with a lower "
+                f"`learning_rate` than {settings.peak_rate(self.n_components):g}."
+            )
+        self.coder_ = coder
         self.components_ = self.coder_.W_dec_FD.numpy().copy()
         self.n_steps_ = trainer.done
         return self
@@ -136,6 +145,18 @@ def _rows(estimator: BaseEstimator, X: npt.ArrayLike, **options: Any) -> npt.NDA
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.float32)  # a copy: X may be a read-only memory map
+
+
+def _require_precision(array: npt.NDArray[Any], rows: torch.Tensor) -> None:
+    """Rows that lie close together and far from 0 are not told apart in float32."""
+    lost = np.var(array - rows.numpy(), axis=0, dtype=np.float64).sum()
+    spread = np.var(array, axis=0, dtype=np.float64).sum()
+    if np.ptp(array, axis=0).any() and lost > MOST_LOST * spread:
+        raise ValueError(
+            f"Rounding X to float32 changes it by {lost / spread:.0e} of its variance, since its "
+            "rows lie far from 0 and close together; subtract their mean first (StandardScaler "
+            "does), or scale them."
+        )
 
 
 def _stats(array: npt.NDArray[Any]) -> SiteStats:

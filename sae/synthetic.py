@@ -77,6 +77,9 @@ class Recipe:
                 f"`l0` is {self.l0}; with {self.features} features it must lie above 0 and at "
                 f"most at {HIGHEST * self.features:g}."
             )
+        for name in ("zipf", "spread", "noise", "offset"):
+            if not getattr(self, name) >= 0:  # NaN is not
+                raise UserError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.correlation < 1:
             raise UserError(f"`correlation` is {self.correlation}; it must lie in [0, 1).")
         if self.magnitude not in get_args(Magnitude):

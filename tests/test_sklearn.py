@@ -55,3 +55,17 @@ def test_matching_pursuit_takes_no_more_than_k() -> None:
     X = np.random.default_rng(0).normal(size=(40, 8))
     coder = SparseAutoencoder(16, k=3, architecture="matching_pursuit", epochs=1).fit(X)
     assert coder.transform(X).getnnz(axis=1).max() <= 3
+
+
+def test_a_training_that_diverged_gives_no_estimator() -> None:
+    model = SparseAutoencoder(16, k=2, epochs=5, learning_rate=1e30, random_state=0)
+    with pytest.raises(ValueError, match="diverged: its weights are not finite"):
+        model.fit(np.random.default_rng(0).normal(size=(200, 8)))
+    assert not hasattr(model, "components_")
+
+
+def test_rows_that_float32_cannot_tell_apart_are_refused() -> None:
+    rows = np.random.default_rng(0).normal(size=(1000, 8))
+    with pytest.raises(ValueError, match="subtract their mean"):
+        SparseAutoencoder(16, k=2, epochs=1).fit(rows + 1e8)
+    SparseAutoencoder(16, k=2, epochs=1).fit(rows + 1e3)

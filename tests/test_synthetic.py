@@ -151,6 +151,10 @@ def test_store_holds_the_stream(
         ({"features": 10, "families": 5}, "need 20 features"),
         ({"features": 10, "l0": 6.0}, "at most at 5"),
         ({"correlation": 1.0}, "must lie in"),
+        ({"zipf": -0.5}, "`zipf` is -0.5; it must not be negative"),
+        ({"spread": -0.3}, "`spread` is -0.3"),
+        ({"noise": float("nan")}, "`noise` is nan"),
+        ({"offset": -1.0}, "`offset` is -1.0"),
         ({"magnitude": "uniform"}, "folded_normal, log_normal"),
     ],
 )

@@ -11,6 +11,7 @@ from sae.base.files import human_bytes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = 2**31 - 1
+LARGEST_OF_OLD = 2**25  # block that older versions of glibc let its heap hold
 
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -95,11 +96,13 @@ def keep_freed_memory() -> bool:
 
     A training step frees and takes the same hundreds of megabytes again; with glibc's defaults,
     every page of them is mapped and zeroed anew, which took a third of the step. Returns whether
-    the allocator could be told (glibc only).
+    the allocator took both settings (glibc only; older versions keep blocks of up to 32 MB).
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
+    keeps = mallopt(M_TRIM_THRESHOLD, LARGEST)
+    takes = mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, LARGEST_OF_OLD)
+    return bool(keeps and takes)

@@ -13,6 +13,7 @@ from sae.base.foreign import reading, require_file, require_stored
 
 MOST_NESTED = 20
 LARGEST_PART = 2**26
+LARGEST_COPY = 2**24  # values of a tensor that are brought into order at a time, to be written
 _CODE_OF = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -56,8 +57,15 @@ def write_safetensors(tensors: dict[str, Tensor], file: BinaryIO) -> None:
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     file.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+        own = tensor.detach().cpu()
+        for part in (own,) if own.is_contiguous() else own.split(_rows_at_a_time(own)):
+            flat = part.contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _rows_at_a_time(tensor: Tensor) -> int:
+    """Of a tensor that must be copied to be written."""
+    return max(1, LARGEST_COPY * len(tensor) // max(1, tensor.numel()))
 
 
 def _code(tensor: Tensor) -> str:

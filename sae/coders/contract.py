@@ -38,7 +38,11 @@ class Forward:
 
 
 class SparseForward(Forward):
-    """A forward pass whose x̂ = Σ codes · W_dec + b_dec is not needed for the error."""
+    """A forward pass whose x̂ = Σ codes · W_dec + b_dec is not needed for the error.
+
+    It is decoded when it is first asked for, by the weights of that moment: who wants it asks
+    before they are updated, or takes the residual of `error`, which never changes.
+    """
 
     def __init__(
         self, coder: "Coder", codes: Codes, kernels: Kernels, penalty: Tensor | None = None
@@ -210,9 +214,12 @@ class Coder(nn.Module, ABC):
         return out.requires_grad_(False).eval()
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Tensors in the layout of SAELens: encoder [d_in, d_sae], decoder [d_sae, d_in]."""
+        """Tensors in the layout of SAELens: encoder [d_in, d_sae], decoder [d_sae, d_in].
+
+        The encoder is a transposed view, so that who writes it needs no second one in memory.
+        """
         return {
-            "W_enc": self.W_enc_FD.detach().T.contiguous(),
+            "W_enc": self.W_enc_FD.detach().T,
             "b_enc": self.b_enc_F.detach().contiguous(),
             "W_dec": self.W_dec_FD.detach().contiguous(),
             "b_dec": self.b_dec_D.detach().contiguous(),

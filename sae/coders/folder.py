@@ -5,10 +5,10 @@ SAELens 6 loads these folders as they are. Extra keys of `metadata` survive ther
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.errors import UserError
@@ -112,7 +112,9 @@ def _require_shapes(coder: Coder, tensors: dict[str, Tensor], folder: Path) -> N
 def coder_hash(coder: Coder | Path | str) -> str:
     """Identity of a coder: sha256 of its folder's weights file, or of what `save_coder` writes."""
     if isinstance(coder, Coder):
-        return hashlib.sha256(save(_weights(coder))).hexdigest()
+        digest = hashlib.sha256()
+        write_safetensors(_weights(coder), cast(BinaryIO, SimpleNamespace(write=digest.update)))
+        return digest.hexdigest()
     path = Path(coder) / WEIGHTS
     if not path.is_file():
         raise UserError(f"There is no coder in {coder} ({WEIGHTS} is missing); train it again.")

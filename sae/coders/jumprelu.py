@@ -17,6 +17,7 @@ from sae.coders.entries import entries_above
 from sae.coders.relu import check_share, check_weight, warmed_up
 from sae.kernels import Kernels, Support, select_positive
 
+L0_PENALTY, L0_WARMUP = 1e-3, 0.05
 INITIAL_THRESHOLD = 1.0  # docs/training.md has the comparison
 TARGET_WEIGHT = 10.0  # with 1, L0 settled at 2.43 for a target of 2 (tests/coders)
 
@@ -27,10 +28,12 @@ class JumpReLU(Coder):
         sparsity = l0_penalty · L0                               or, given `target_l0`,
         sparsity = 10 · h(L0 / target_l0 − 1)
 
-    where L0 is the batch's mean. h(u) = u² is the paper's (appendix on target sparsity); above
-    u = 1 it goes on as 2u − 1, so that a fresh coder, whose L0 is many times the target, leaves
-    other weights their share of a clipped gradient. L0 settles where the slope of that term is
-    what a further latent is worth, a little off the target: the less, the greater its weight.
+    where L0 is the batch's mean. `l0_penalty` (default: 1e-3) rises over the first `l0_warmup` of
+    the training (default: 0.05); with a target there is neither. h(u) = u² is the paper's (appendix
+    on target sparsity); above u = 1 it goes on as 2u − 1, so that a fresh coder, whose L0 is many
+    times the target, leaves other weights their share of a clipped gradient. L0 settles where the
+    slope of that term is what a further latent is worth, a little off the target: the less, the
+    greater its weight.
 
     θ is trained itself, not its logarithm, so that Adam's steps do not shrink or grow with it.
     Both gradients to θ are straight-through estimates with a rectangle of width `bandwidth`
@@ -46,13 +49,21 @@ class JumpReLU(Coder):
         self,
         d_in: int,
         d_sae: int,
-        l0_penalty: float = 1e-3,
+        l0_penalty: float | None = None,
         target_l0: float | None = None,
         bandwidth: float = 1.0,
-        l0_warmup: float = 0.05,
+        l0_warmup: float | None = None,
     ) -> None:
-        check_weight("l0_penalty", l0_penalty)
-        check_share("l0_warmup", l0_warmup)
+        if target_l0 is None:
+            l0_penalty = L0_PENALTY if l0_penalty is None else l0_penalty
+            l0_warmup = L0_WARMUP if l0_warmup is None else l0_warmup
+            check_weight("l0_penalty", l0_penalty)
+            check_share("l0_warmup", l0_warmup)
+        elif l0_penalty is not None or l0_warmup is not None:
+            raise UserError(
+                f"target_l0 is {target_l0}, which leaves no penalty to weigh or to warm up; leave "
+                "out l0_penalty and l0_warmup, or target_l0."
+            )
         if target_l0 is not None and not 0 < target_l0 <= d_sae:
             raise UserError(
                 f"target_l0 is {target_l0}; it must lie above 0 and not exceed the dictionary's "
@@ -87,7 +98,8 @@ class JumpReLU(Coder):
 
     def _sparsity(self, l0: Tensor) -> Tensor:
         if self.target_l0 is None:
-            return self.l0_penalty * warmed_up(self.progress, self.l0_warmup) * l0
+            penalty, warmup = self.l0_penalty or 0.0, self.l0_warmup or 0.0
+            return penalty * warmed_up(self.progress, warmup) * l0
         excess = l0 / self.target_l0 - 1
         h = 2 * F.huber_loss(excess, torch.zeros_like(excess), delta=1.0)
         return TARGET_WEIGHT * h

@@ -76,11 +76,11 @@ def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: Adam
         v[rows] = _stored(v_own, v.dtype, 2 * step.seed + 1)
 
 
-def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
-    """‖gradient − its part along each row of W‖², for rows of unit norm."""
+def tangent_square(gradient: RowGradient, W_FD: Tensor) -> Tensor:
+    """‖gradient − its part along each row of W‖², for rows of unit norm; not waited for."""
     W = W_FD.detach() if gradient.rows_U is None else W_FD.detach()[gradient.rows_U]
     along = (gradient.values * W).sum(dim=1)
-    return float((gradient.values.square().sum(dim=1) - along.square()).clamp_min(0).sum())
+    return (gradient.values.square().sum(dim=1) - along.square()).clamp_min(0).sum()
 
 
 def sleep_factors(slept_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

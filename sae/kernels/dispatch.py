@@ -32,7 +32,7 @@ class Kernels:
     rows_sum: Callable[[Tensor, Tensor, Support], Tensor]
     latents_sum: Callable[[Tensor, Tensor, Support], Tensor]
     adam_rows: Callable[[Tensor, RowGradient, Tensor, Tensor, AdamStep], None] = adam.adam_rows
-    tangent_square: Callable[[RowGradient, Tensor], float] = adam.tangent_square
+    tangent_square: Callable[[RowGradient, Tensor], Tensor | float] = adam.tangent_square
     fused_residual: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     own_totals: Callable[[Tensor, Support], Tensor] | None = None
     dtypes: tuple[torch.dtype, ...] = FULL

@@ -156,7 +156,7 @@ def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: Adam
     )
 
 
-def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
+def tangent_square(gradient: RowGradient, W_FD: Tensor) -> Tensor:
     """As `adam.tangent_square`."""
     values, rows, W = gradient.values, gradient.rows_U, W_FD.detach()
     squares_U = values.new_empty(len(values))
@@ -171,4 +171,4 @@ def tangent_square(gradient: RowGradient, W_FD: Tensor) -> float:
         SOME=rows is not None,
         COLUMNS=triton.next_power_of_2(W.shape[1]),
     )
-    return float(squares_U.sum())
+    return squares_U.sum()

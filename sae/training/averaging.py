@@ -4,9 +4,11 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from sae.coders import Coder
+from sae.training.optimizer import has_latents
 
 
 class WeightAverage:
@@ -28,6 +30,14 @@ class WeightAverage:
         with torch.no_grad():
             for name, weight in self.coder.named_parameters():
                 self.weights[name].lerp_(weight, 1 - decay)
+
+    def restart(self, latents: Tensor) -> None:
+        """Takes these latents' weights as they are: they were replaced, and what they were before
+        has no part in an average of what they are now."""
+        with torch.no_grad():
+            for name, weight in self.coder.named_parameters():
+                if has_latents(name):
+                    self.weights[name][latents] = weight[latents]
 
     def averaged(self) -> Coder:
         """A coder with the averaged weights; decoder rows at unit norm where the coder's are."""

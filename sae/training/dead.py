@@ -61,11 +61,15 @@ def auxk_step(
 
         ‖e − ê‖² / ‖e‖²,   e = x − x̂ (a constant),   ê = Σ_{top-k dead} σ(pre_i) · W_dec[i]
 
-    Gao et al. 2024, appendix A.2, but for σ, which is there a ReLU and here leaky: a dead
-    latent's pre-activations are negative on nearly every token (on 99 % of its best ones, in
-    the demo), so that a ReLU would stop the very gradient that is to revive it. Only dead
-    latents are ranked, ê has no bias, and the gradient reaches the encoder and the decoder of
-    the dead latents alone. (Latents that tie for the last place all count in the dense form.)
+    Gao et al. 2024, appendix A.2, but for two things. Theirs is ‖e − ê‖², and here it is divided
+    by ‖e‖² of the batch, so that the weight of the auxiliary loss does not fall with the error.
+    And σ is there a ReLU and here leaky: a dead latent's pre-activations are negative on nearly
+    every token (on 99 % of its best ones, in the demo), so that a ReLU would stop the very
+    gradient that is to revive it.
+
+    Only dead latents are ranked, ê has no bias, and the gradient reaches the encoder and the
+    decoder of the dead latents alone. (Latents that tie for the last place all count in the dense
+    form.)
 
     Adds `coefficient` times the gradient to what is in the coder's `.grad`, and returns the
     value. All work is on the dead rows: nothing here is as wide as the dictionary. `candidates`

@@ -27,8 +27,8 @@ def bytes_needed(coder: Coder, settings: Settings) -> Need:
     memory.
     """
     kept = coder.gradient_values(settings.batch) * FLOAT + 2 * coder.W_enc_FD.numel()
-    for weight in coder.parameters():
-        moments = 2 * moment_dtype(weight, settings.moments).itemsize
+    for name, weight in coder.named_parameters():
+        moments = 2 * moment_dtype(name, weight, settings.moments).itemsize
         average = FLOAT if settings.ema else 0
         kept += weight.numel() * (FLOAT + moments + average)
     if settings.resample:  # as many examples as latents may turn out to be dead

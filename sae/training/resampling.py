@@ -14,7 +14,8 @@ than 819,200 inputs there are as many examples as the window has. They are drawn
 replacement by a weighted reservoir (Efraimidis & Spirakis 2006: the smallest of Exp(1) / weight),
 which holds no more rows than latents that may turn out to be dead. Its draws are a pure function of
 (seed, step).
-An input is taken relative to `b_dec`, which is what the encoder sees.
+An input is taken relative to `b_dec`, which is what the encoder sees. A resampling that would fall
+on the last step is left out: latents that start again there would be saved as they are.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae.base.errors import UserError
-from sae.coders import Coder, Forward
+from sae.coders import Coder, Codes
 from sae.coders.registry import ARCHITECTURES
 from sae.training.optimizer import CoderOptimizer
 from sae.training.settings import Settings
@@ -49,7 +50,8 @@ class Resampler:
     def __init__(self, coder: Coder, settings: Settings) -> None:
         check_resampling(coder.architecture, settings)
         self.coder, self.settings = coder, settings
-        self.steps = sorted({max(1, round(s * settings.steps)) for s in settings.resample})
+        steps = {max(1, round(share * settings.steps)) for share in settings.resample}
+        self.steps = sorted(step for step in steps if step < settings.steps)
         self.window = max(1, round(settings.resample_window * settings.steps))
         self.collected = min(self.window, -(-EXAMPLES // settings.batch))  # batches
         self._forget_examples()
@@ -58,25 +60,32 @@ class Resampler:
         self,
         step: int,
         x_BD: Tensor,
-        forward: Forward,
+        residual_BD: Tensor,
+        codes: Codes,
         silent_F: Tensor,
         optimizer: CoderOptimizer,
-    ) -> None:
+    ) -> Tensor:
         """To be called when `step` (from 1) is done: gathers, and resamples where it is time.
 
-        `silent_F` counts tokens since a latent fired; new latents start again at 0.
+        `residual_BD` is what the weights before the step left of `x_BD`, and `codes` are theirs.
+        `silent_F` counts tokens since a latent fired; new latents start again at 0. Returns which
+        latents are new: mostly none.
         """
+        nothing = silent_F.new_empty(0)
         due = next((s for s in self.steps if s >= step), None)
         if due is None or due - step >= self.collected:
-            return
+            return nothing
         batch = len(x_BD)
         may_be_dead = int((silent_F >= (self.window - (due - step)) * batch).sum())
-        self._gather(step, x_BD, forward, may_be_dead)
-        if step == due:
-            dead = (silent_F >= self.window * batch).nonzero()[:, 0][: len(self.rows_ND)]
-            self._resample(dead, optimizer)
-            silent_F[dead] = 0
-            self._forget_examples()
+        error_B = residual_BD.square().sum(dim=1)
+        self._gather(step, x_BD, error_B + self.coder.row_penalty(codes), may_be_dead)
+        if step < due:
+            return nothing
+        dead = (silent_F >= self.window * batch).nonzero()[:, 0][: len(self.rows_ND)]
+        self._resample(dead, optimizer)
+        silent_F[dead] = 0
+        self._forget_examples()
+        return dead
 
     def state_dict(self) -> dict[str, Any]:
         return {"keys_N": self.keys_N, "rows_ND": self.rows_ND}
@@ -90,10 +99,9 @@ class Resampler:
         self.rows_ND = torch.empty(0, self.coder.d_in)
 
     @torch.no_grad()
-    def _gather(self, step: int, x_BD: Tensor, forward: Forward, capacity: int) -> None:
+    def _gather(self, step: int, x_BD: Tensor, loss_B: Tensor, capacity: int) -> None:
         """Merges a batch into the reservoir of the `capacity` smallest keys, in their order."""
-        error_B = (x_BD - forward.x_hat_BD).square().sum(dim=1)
-        loss_B = (error_B + self.coder.row_penalty(forward.codes)).cpu().double()
+        loss_B = loss_B.cpu().double()
         # Not torch's generator: it reads only 32 bits of a seed, too few for two numbers.
         rng = np.random.default_rng([self.settings.seed % 2**32, step])
         drawn_B = torch.from_numpy(rng.exponential(size=len(x_BD)))

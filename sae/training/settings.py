@@ -8,6 +8,7 @@ from sae.base.errors import UserError
 from sae.training.centre import Centre
 
 Moments = Literal["auto", "float32", "bfloat16"]
+Loss = Literal["per_dimension", "summed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Settings:
     auxk_k: int | None = None  # latents that model the residual; None: D / 2
     dead_after: int | None = None  # silent tokens that make a latent dead; None: `dead_tokens`
     grad_clip: float = 1.0  # largest norm of a coder's gradient; 0: it is not clipped
+    grad_clip_of: Loss = "per_dimension"  # whose gradient: ‖x − x̂‖² / D (trained on), ‖x − x̂‖²
     centre: Centre = "mean"  # where b_dec starts
     ema: float | None = None  # of the weights, per step; the average is what is saved
     moments: Moments = "auto"  # dtype of Adam's; auto: bfloat16 for more than 2^28 weights
@@ -57,18 +59,22 @@ class Settings:
                 f"`ema` is {self.ema}; it is the share of the average that stays at each step, "
                 "between 0 and 1 (0.999, say)."
             )
-        for name, kind in (("moments", Moments), ("centre", Centre)):
+        for name, kind in (("moments", Moments), ("centre", Centre), ("grad_clip_of", Loss)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(
                     f"`{name}` is `{getattr(self, name)}`; it must be one of "
                     f"{', '.join(get_args(kind))}."
                 )
-        shares = (*self.resample, self.resample_window)
-        if not all(0 < share <= 1 for share in shares):
+        if not all(0 < share < 1 for share in self.resample) or not 0 < self.resample_window <= 1:
             raise UserError(
                 f"`resample` {list(self.resample)} and `resample_window` {self.resample_window} "
-                "are shares of the training, above 0 and at most 1."
+                "are shares of the training, above 0, the former below 1 (who starts again at the "
+                "end is not trained) and the latter at most 1."
             )
+
+    def clipped_at(self, d_out: int) -> float:
+        """The largest norm of the gradient of the loss per dimension; 0: it is not clipped."""
+        return self.grad_clip / (d_out if self.grad_clip_of == "summed" else 1)
 
     @property
     def dead_tokens(self) -> int:

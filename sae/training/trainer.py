@@ -12,7 +12,7 @@ from sae.base.devices import default_dtype
 from sae.base.errors import UserError
 from sae.base.large_pages import on_large_pages
 from sae.base.memory import keep_freed_memory
-from sae.coders import Coder, TwoSites
+from sae.coders import Coder, Codes, TwoSites
 from sae.kernels import Backend, get_kernels
 from sae.store import SiteStats
 from sae.training.averaging import WeightAverage
@@ -24,7 +24,8 @@ from sae.training.settings import Settings
 
 @dataclass(frozen=True)
 class StepLog:
-    """What a step reports, as tensors: nothing is computed for it, nothing waits for it."""
+    """What a step reports. Its tensors are not waited for unless they are recorded; the count of
+    dead latents is, since the shapes of the auxiliary loss depend on it."""
 
     loss: Tensor
     error: Tensor  # mean ‖x − x̂‖² / D in normalised units: FVU, up to the batch's own variance
@@ -77,7 +78,7 @@ class CoderTrainer:
             parameter.data = on_large_pages(parameter.data)
         self.kernels = get_kernels(backend, device)
         self.optimizer = CoderOptimizer(
-            self.coder, settings.grad_clip, self.kernels, settings.moments
+            self.coder, settings.clipped_at(coder.d_out), self.kernels, settings.moments
         )
         self.average = WeightAverage(self.coder, settings.ema) if settings.ema else None
         self.dead = DeadLatents(coder.d_sae, settings.dead_tokens, torch.device(device))
@@ -162,21 +163,29 @@ class CoderTrainer:
             )
             loss = loss.detach() + settings.auxk_coefficient * auxk
         rate = settings.rate(self.done, coder.d_sae)
-        self.optimizer.step(rate)
+        self.optimizer.step(rate, last=self.done + 1 == settings.steps)
         coder.constrain()
         if self.average is not None:
             self.average.update()
         self.dead.update(forward.codes)
         self.done += 1
-        self.resampler.after_step(self.done, x_BD, forward, self.dead.silent_F, self.optimizer)
+        self._resample(x_BD, residual_BD, forward.codes)
         l0 = forward.codes.acts_N.detach().count_nonzero() / len(x_BD)
         return StepLog(loss.detach(), error.detach(), auxk, l0, len(dead), rate)
+
+    def _resample(self, x_BD: Tensor, residual_BD: Tensor, codes: Codes) -> None:
+        new = self.resampler.after_step(
+            self.done, x_BD, residual_BD, codes, self.dead.silent_F, self.optimizer
+        )
+        if self.average is not None and len(new):
+            self.average.restart(new)
 
     def finished_coder(self, borrow: bool = False) -> Coder:
         """The coder that takes raw activations; training may go on afterwards.
 
         With `borrow` it may not: the coder's matrices are then this trainer's own where they can
-        be, which spares a copy of what may fill half of the memory.
+        be, which spares a copy of what may fill half of the memory. After all `settings.steps` no
+        row sleeps (`CoderOptimizer`); before, one may be as it was up to seven steps ago.
         """
         coder = self.coder if self.average is None else self.average.averaged()
         if isinstance(coder, TwoSites):

@@ -1,10 +1,15 @@
-"""How much memory there is, in folder trees such as containers and clusters have."""
+"""How much memory there is, in folder trees such as containers and clusters have; what is kept."""
 
+import ctypes
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sae.base import memory
+from sae.base.large_pages import LEAST, zeros_on_large_pages
 
 GB = 1 << 30
 V1, V2 = memory.VERSION_1, memory.VERSION_2
@@ -63,3 +68,42 @@ def test_a_container_sees_its_own_group_as_the_root(root: Path) -> None:
     group(root / "memory", V1, 3 * GB, 1 * GB)
     assert within(root, "4:memory:/docker/0123\n") == 2 * GB
     assert within(root, "4:memory:/../elsewhere\n") == 2 * GB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("most", [2**31 - 1, 2**25, 0])
+def test_an_older_allocator_is_told_what_it_takes(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """glibc once refused thresholds above 32 MB; each setting counts without the other."""
+    told: dict[int, int] = {}
+
+    def mallopt(what: int, value: int) -> int:
+        taken = what != memory.M_MMAP_THRESHOLD or value <= most
+        if taken:
+            told[what] = value
+        return int(taken)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert memory.keep_freed_memory.__wrapped__() is (most > 0)
+    assert told[memory.M_TRIM_THRESHOLD] == memory.LARGEST
+    assert told.get(memory.M_MMAP_THRESHOLD, 0) == most
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux what is in memory")
+def test_zeros_on_large_pages_take_no_memory_before_they_are_used() -> None:
+    like = torch.empty(64 << 20, dtype=torch.float32)
+    before = _resident_pages()
+    zeros = zeros_on_large_pages(like, torch.bfloat16)
+    assert (_resident_pages() - before) * 4096 < 16 << 20
+    assert zeros.shape == like.shape
+    assert zeros.dtype is torch.bfloat16
+    assert not zeros[:: 1 << 20].any()
+    zeros += 1  # it can be written, and so can those that are too small for a mapping
+    small = zeros_on_large_pages(torch.ones(3), torch.float32)
+    assert small.numel() * small.element_size() < LEAST
+    assert small.tolist() == [0, 0, 0]
+
+
+def _resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])

@@ -4,12 +4,14 @@ import errno
 import io
 import os
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from sae.base import tensors
 from sae.base.errors import UserError
 from sae.base.files import atomic_write
 from sae.base.tensors import read_safetensors, read_state, write_safetensors, write_state
@@ -40,10 +42,26 @@ def test_bytes_are_those_of_safetensors(tmp_path: Path, tensors: dict[str, torch
         assert torch.equal(tensor, tensors[name])
 
 
-def test_a_transposed_tensor_is_written_by_rows() -> None:
-    file, turned = io.BytesIO(), torch.arange(6.0).reshape(2, 3).T
-    write_safetensors({"a": turned}, file)
-    assert file.getvalue() == save({"a": turned.contiguous()})
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_a_transposed_tensor_is_written_by_rows(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few of them at a time, so that it is not copied as a whole."""
+    monkeypatch.setattr(tensors, "LARGEST_COPY", most)
+    file, turned = _Parts(), torch.arange(30.0).reshape(6, 5).T
+    write_safetensors({"a": turned, "none": torch.zeros(4, 0).T}, file)
+    assert file.getvalue() == save({"a": turned.contiguous(), "none": torch.zeros(0, 4)})
+    assert max(file.sizes) <= 4 * max(most, 6)
+
+
+class _Parts(io.BytesIO):
+    """Notes the sizes of what is written: the header's first, as 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def write(self, data: Any) -> int:
+        self.sizes.append(memoryview(data).nbytes if self.sizes else 0)
+        return super().write(data)
 
 
 def test_the_file_that_is_synced_is_the_one_that_stays(

@@ -125,6 +125,8 @@ def test_a_fixed_penalty_lowers_l0() -> None:
         ({"target_l0": 17}, "target_l0 is 17"),
         ({"bandwidth": 0}, "bandwidth is 0"),
         ({"l0_penalty": -1}, "l0_penalty is -1"),
+        ({"target_l0": 3, "l0_penalty": 0.1}, "leave out l0_penalty and l0_warmup, or target_l0"),
+        ({"target_l0": 3, "l0_warmup": 0.1}, "leave out l0_penalty and l0_warmup, or target_l0"),
         ({"k": 3}, "no hyperparameter `k`; it has l0_penalty"),
     ],
 )

@@ -45,6 +45,15 @@ def test_the_recipe_of_towards_monosemanticity_is_the_papers() -> None:
     assert len(rates) == 1
 
 
+def test_the_recipe_of_april_2024_clips_the_papers_gradient() -> None:
+    """Its loss is summed over dimensions: in the units of the loss per dimension, 1 is 1 / D."""
+    given = {"recipe": "anthropic-april-2024", "name": "a"}
+    config = validate(RunConfig, {"train": {"coders": [given, {"name": "b"}]}})
+    papers, plain = (settings_of(config, coder, steps=1) for coder in config.train.coders)
+    assert papers.clipped_at(256) == 1 / 256
+    assert plain.clipped_at(256) == 1
+
+
 def test_a_coder_may_be_clipped_otherwise_than_the_rest() -> None:
     coders = [{"name": "a"}, {"name": "b", "grad_clip": 0}, {"name": "c", "grad_clip": 2}]
     config = validate(RunConfig, {"train": {"coders": coders, "grad_clip": 5}})

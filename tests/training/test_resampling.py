@@ -7,8 +7,8 @@ import torch
 
 from sae.base.errors import UserError
 from sae.coders import Codes, make_coder
-from sae.coders.contract import Forward
-from sae.kernels import get_kernels
+from sae.coders.contract import SparseForward
+from sae.kernels import Kernels, get_kernels
 from sae.store import ActivationStore
 from sae.training import CoderTrainer, Settings, train
 from sae.training.optimizer import CoderOptimizer
@@ -40,7 +40,8 @@ def resampled(
     missing_BD = torch.zeros_like(x_BD)
     missing_BD[:, 0] = errors_B.sqrt()
     codes = Codes.fixed(torch.zeros(len(x_BD), 1), torch.zeros(len(x_BD), 1).long(), F)
-    resampler.after_step(1, x_BD, Forward(x_BD - missing_BD, codes), silent_F, optimizer)
+    new = resampler.after_step(1, x_BD, missing_BD, codes, silent_F, optimizer)
+    assert new.tolist() == DEAD
     return resampler, optimizer, silent_F
 
 
@@ -79,7 +80,7 @@ def test_examples_are_drawn_by_the_square_of_their_loss() -> None:
     assert deviation.abs().max() < 3.5
 
 
-def make_trainer(store: ActivationStore) -> CoderTrainer:
+def make_trainer(store: ActivationStore, ema: float | None = None) -> CoderTrainer:
     """Half of the latents never fire: their biases are far below 0."""
     settings = Settings(
         steps=STEPS,
@@ -87,6 +88,7 @@ def make_trainer(store: ActivationStore) -> CoderTrainer:
         learning_rate=3e-3,
         resample=(0.5, 0.75),
         resample_window=0.25,
+        ema=ema,
         seed=3,
     )
     trainer = CoderTrainer(
@@ -102,6 +104,53 @@ def test_a_training_revives_its_dead_latents(store: ActivationStore, tmp_path: P
     train([trainer], make_reader(store), tmp_path / "c", STEPS, fingerprint="a")
     assert (trainer.coder.b_enc_F > -10).all()
     assert (trainer.dead.silent_F < BATCH * STEPS // 4).all()
+
+
+def test_latents_start_anew_in_the_average_too(store: ActivationStore) -> None:
+    """A row of the average is no mixture of a dead direction and the one that took its place."""
+    trainer, batches = make_trainer(store, ema=0.99), make_reader(store).batches()
+    assert trainer.average is not None
+    for _, batch in zip(range(STEPS // 2), batches, strict=False):
+        trainer.step(torch.from_numpy(batch[SITE]))
+    batches.close()
+    averages = trainer.average.weights
+    for name in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
+        weight = trainer.coder.get_parameter(name).detach()
+        assert torch.equal(averages[name][32:], weight[32:]), name
+        assert not torch.equal(averages[name][:32], weight[:32]), name
+
+
+def test_losses_are_those_of_the_weights_that_made_the_codes(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reconstruction that is decoded when it is asked for would be of the weights after the
+    step: nobody asks for it then."""
+    trainer, moved = make_trainer(store), []
+    batches = make_reader(store).batches()
+    step = CoderOptimizer.step
+    monkeypatch.setattr(CoderOptimizer, "step", lambda *a, **k: (step(*a, **k), moved.append(1)))
+    forward = trainer.coder.training_forward
+
+    class Late(SparseForward):
+        @property
+        def x_hat_BD(self) -> torch.Tensor:
+            raise AssertionError("read after the step" if moved else "read before the step")
+
+    def sparse(x_BD: torch.Tensor, kernels: Kernels, candidates: object) -> SparseForward:
+        moved.clear()
+        made = forward(x_BD, kernels)
+        return Late(trainer.coder, made.codes, kernels, made.penalty)
+
+    monkeypatch.setattr(trainer.coder, "training_forward", sparse)
+    for _, batch in zip(range(STEPS), batches, strict=False):
+        trainer.step(torch.from_numpy(batch[SITE]))
+    batches.close()
+    assert (trainer.coder.b_enc_F > -10).all()  # it did resample
+
+
+def test_the_last_step_resamples_nothing() -> None:
+    coder = make_coder("relu", D, F, l1=0.0)
+    assert Resampler(coder, Settings(steps=10, resample=(0.5, 0.99))).steps == [5]
 
 
 def test_resume_amid_the_gathering_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None:
@@ -148,10 +197,10 @@ def test_examples_are_as_many_as_the_papers_where_the_window_has_them(
     resampler = Resampler(coder, settings)
     x_BD, silent_F = torch.randn(F, D), torch.full((F,), 10**10)
     codes = Codes.fixed(torch.zeros(F, 1), torch.zeros(F, 1).long(), F)
-    forward, optimizer = Forward(torch.zeros_like(x_BD), codes), CoderOptimizer(coder, 0.0, KERNELS)
+    optimizer = CoderOptimizer(coder, 0.0, KERNELS)
     first = resampler.steps[0] - batches + 1
     for step, gathered in ((first - 1, 0), (first, F)):
-        resampler.after_step(step, x_BD, forward, silent_F, optimizer)
+        assert not len(resampler.after_step(step, x_BD, x_BD, codes, silent_F, optimizer))
         assert len(resampler.rows_ND) == gathered
 
 
@@ -159,5 +208,6 @@ def test_only_relu_is_resampled(store: ActivationStore) -> None:
     settings = Settings(steps=10, resample=(0.5,))
     with pytest.raises(UserError, match="only `relu`"):
         CoderTrainer("t", make_coder("topk", 16, 64, k=4), SITE, store.stats(SITE), settings)
-    with pytest.raises(UserError, match="shares of the training"):
-        Settings(steps=10, resample=(25_000,))
+    for share in (25_000, 1.0, 0.0):
+        with pytest.raises(UserError, match="shares of the training"):
+            Settings(steps=10, resample=(share,))

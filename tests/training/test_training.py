@@ -1,7 +1,5 @@
-import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from sae.store import ActivationStore, ShuffledReader, SiteStats
 from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import checkpoints
 from sae.training.dead import DeadLatents, auxk_step
-from sae.training.optimizer import WAKE_EVERY
 from tests.contracts.test_coders import OPTIONS
 
 SITE = "blocks.0.hook_resid_post"
@@ -100,111 +97,6 @@ def test_resume_is_bit_identical(store: ActivationStore, tmp_path: Path) -> None
         ):
             assert torch.equal(a, b), f"{ours.name} {name}"
         assert curve(tmp_path / "a" / ours.name) == curve(tmp_path / "b" / ours.name)
-
-
-WIDE = {"width": 512, "learning_rate": 1e-2, "ema": 0.9, "moments": "bfloat16"}
-
-
-def _wide_trainer(backend: str = "auto", **changes: Any) -> CoderTrainer:
-    """24 rows of 2 latents touch at most 48 of 512."""
-    given = {**WIDE, **changes}
-    settings = Settings(
-        steps=200,
-        batch=24,
-        dead_after=200,
-        learning_rate=given["learning_rate"],
-        ema=given["ema"],
-        moments=given["moments"],
-    )
-    coder = make_coder("topk", 16, given["width"], k=2)
-    stats = SiteStats(1000, np.zeros(16), 16.0, 4.0)
-    return CoderTrainer("wide", coder, "", stats, settings, backend=backend)  # pyright: ignore
-
-
-def _rows(count: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    atoms = torch.randn(30, 16, generator=generator)
-    which = torch.randint(30, (count, 24), generator=generator)
-    return list(atoms[which] + 0.1 * torch.randn(count, 24, 16, generator=generator))
-
-
-@pytest.mark.parametrize("backend", ["sparse", "cpu"])
-def test_a_wide_coder_updates_touched_rows_alone_and_learns(backend: str) -> None:
-    """Also while AuxK revives latents, whose rows join the gradient."""
-    trainer = _wide_trainer(backend, ema=None, moments="float32")
-    batches = _rows(60)
-    before = trainer.coder.W_dec_FD.detach().clone()
-    logs = [trainer.step(batches[0])]
-    changed = (trainer.coder.W_dec_FD.detach() != before).any(dim=1)
-    assert 0 < int(changed.sum()) <= 48
-    logs += [trainer.step(x_BD) for x_BD in batches[1:]]
-    assert any(log.dead for log in logs)
-    assert float(logs[-1].error) < 0.5 * float(logs[0].error)
-
-
-def test_a_wide_coder_learns_as_with_dense_adam() -> None:
-    """The reference backend's gradients are dense. docs/training.md has the larger comparison."""
-    errors = []
-    for backend, changes in (
-        ("reference", {"moments": "float32"}),
-        ("cpu", {"moments": "float32"}),
-        ("cpu", {}),
-    ):
-        trainer = _wide_trainer(backend, ema=None, **changes)
-        errors.append([float(trainer.step(x_BD).error) for x_BD in _rows(200)][-50:])
-    dense, lazy, half = (sum(e) / len(e) for e in errors)
-    assert lazy < 1.1 * dense
-    assert half < 1.1 * dense
-
-
-def test_no_row_sleeps_long_and_all_move_as_by_dense_adam() -> None:
-    """The same gradients, of few rows each, given whole and as the touched rows alone."""
-    torch.manual_seed(0)
-    coders = [_wide_trainer(ema=None, moments="float32") for _ in range(2)]
-    start = coders[0].coder.W_enc_FD.detach().clone()
-    for step in range(1, 4 * WAKE_EVERY + 1):
-        touched = torch.randperm(512)[:48].sort().values
-        values = torch.randn(48, 16)
-        for trainer, whole in zip(coders, (True, False), strict=True):
-            grad = torch.sparse_coo_tensor(touched[None], values, (512, 16), is_coalesced=True)
-            trainer.coder.W_enc_FD.grad = grad.to_dense() if whole else grad
-            trainer.optimizer.step(rate=1e-3)
-        asleep = (coders[1].optimizer.updated["W_enc_FD"] < step).any()
-        assert bool(asleep) is (step % WAKE_EVERY != 0)
-    dense, lazy = (trainer.coder.W_enc_FD.detach() for trainer in coders)
-    # what is caught up takes the bias correction as it is now, which falls fast in the first steps
-    assert (lazy - dense).norm() < 0.05 * (dense - start).norm()
-
-
-def test_a_wide_coder_with_an_average_resumes_bit_for_bit() -> None:
-    batches = _rows(40)
-    whole, first, second = (_wide_trainer() for _ in range(3))
-    for x_BD in batches:
-        whole.step(x_BD)
-    for x_BD in batches[:17]:
-        first.step(x_BD)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for x_BD in batches[17:]:
-        second.step(x_BD)
-    for trainers in (
-        (whole.coder, second.coder),
-        (whole.finished_coder(), second.finished_coder()),
-    ):
-        for ours, other in zip(*(t.parameters() for t in trainers), strict=True):
-            assert torch.equal(ours, other)
-
-
-def test_the_average_is_what_is_saved() -> None:
-    trainer = _wide_trainer(ema=0.5)
-    mean = trainer.coder.W_enc_FD.detach().clone()
-    for t, x_BD in enumerate(_rows(20), start=1):
-        trainer.step(x_BD)
-        weights = trainer.coder.W_enc_FD.detach().clone()
-        decay = min(0.5, (1 + t) / (10 + t))
-        mean = decay * mean + (1 - decay) * weights
-    coder = trainer.finished_coder()
-    torch.testing.assert_close(coder.W_enc_FD, mean)
-    torch.testing.assert_close(coder.W_dec_FD.norm(dim=1), torch.ones(512))
 
 
 def test_a_checkpoint_of_another_training_is_not_used(
