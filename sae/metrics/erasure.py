@@ -219,12 +219,13 @@ class _Pair:
             odds[f"n{size}"] = odds_E + biased.change(test, behind, size, W_dec_FD)
         units = int(held.unit_E.max()) + 1  # of all pairs: their means are resampled together
         yes_E = test.labels[concept] == YES
-        right = {
-            name: np.bincount(test.unit_E, ((found_E > 0) == yes_E) * 1.0, units)
-            for name, found_E in odds.items()
+        counted = {"count": np.ones(len(test))}
+        counted |= {name: ((found_E > 0) == yes_E) * 1.0 for name, found_E in odds.items()}
+        table = {
+            name: np.bincount(test.unit_E, values_E, units).astype(np.float64)
+            for name, values_E in counted.items()
         }
-        examples = np.bincount(test.unit_E, minlength=units) * 1.0
-        return cls(concept, spurious, {"count": examples, **right})
+        return cls(concept, spurious, table)
 
     @property
     def examples(self) -> int:
