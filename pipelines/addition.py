@@ -111,7 +111,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         shares = {key: found[key]["value"] for key in ("preactivation", "activation")}
         console.print(
             f"{name}: {found['coverage']:.0%} of key frequencies covered by pre-activations, "
-            f"{found['coverage_by_activation']:.0%} by activations too, {found['alive']} alive; "
+            f"{found['coverage_by_activation']:.0%} by activations, {found['alive']} alive; "
             f"mean share on one frequency of pre-activations {shares['preactivation']:.3f}, of "
             f"activations {shares['activation']:.3f}; at least {report['threshold']} in "
             f"{found['above_threshold']['value']:.0%}"

@@ -32,7 +32,7 @@ from sae.features.effects import promoted_tokens, unembedding
 from sae.features.tokenizer_bytes import vocabulary_of
 from sae.lm import LanguageModel, load_lm
 from sae.metrics.concept_report import concept_report
-from sae.metrics.controls import TrainData, matched_l0, random_dictionary
+from sae.metrics.controls import CONTROLS, TrainData, matched_l0
 from sae.metrics.induction import induction_report
 from sae.metrics.probe_sets import probe_set_report
 from sae.metrics.provenance import describe_report, special_ids
@@ -43,7 +43,7 @@ from sae.metrics.steps import silent
 from sae.store import ActivationStore
 
 What = Literal["induction", "concepts", "probes", "labels"]
-FIT_TOKENS = 65_536  # from which the scale of the random dictionary is found
+FIT_TOKENS = 65_536  # from which the scale of the controls is found
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,40 @@ def induction(
 
 
 def concepts(of: Subject, tokens: int, seed: int, progress: Progress = silent) -> dict[str, Any]:
-    """The concept metrics of a coder and of a random dictionary of equal width and L0."""
-    coder, store, lm = of.coder, of.store, of.lm
-    site = str(coder.site)
-    mean_D = torch.from_numpy(store.stats(site).mean_D).to(coder.W_dec_FD)
-    sample = draw(store, "train", FIT_TOKENS, special_ids(lm, store))
-    train = TrainData(sample, site, mean_D, mean_D.device)
-    control = random_dictionary(coder, train, matched_l0(coder, train), seed)
-    bytes_V = vocabulary_of(lm.tokenizer, lm.vocab_size).tokens
-    controls: Any = {"random_dictionary": control}
+    """The concept metrics of a coder, and of dictionaries of its width and L0 without learning.
+
+    (Codes of a shuffled decoder are the coder's own: all that is probed would be a draw.)
+    """
+    controls = dictionaries(of, ("random_dictionary", "train_rows"), seed)
+    bytes_V = vocabulary_of(of.lm.tokenizer, of.lm.vocab_size).tokens
     return concept_report(
-        coder, store, lm, bytes_V, tokens=tokens, controls=controls, seed=seed, progress=progress
+        of.coder,
+        of.store,
+        of.lm,
+        bytes_V,
+        tokens=tokens,
+        controls=controls,
+        seed=seed,
+        progress=progress,
     )
 
 
 def probes(of: Subject, texts: int, seed: int, progress: Progress = silent) -> dict[str, Any]:
-    return probe_set_report(of.coder, of.lm, texts=texts, seed=seed, progress=progress)
+    """Probes on the datasets of sae-probes, of the coder's latents and a random dictionary's."""
+    controls = dictionaries(of, ("random_dictionary",), seed)
+    return probe_set_report(
+        of.coder, of.lm, texts=texts, controls=controls, seed=seed, progress=progress
+    )
+
+
+def dictionaries(of: Subject, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Controls that take no training, scaled on rows of the store."""
+    coder, store, site = of.coder, of.store, str(of.coder.site)
+    mean_D = torch.from_numpy(store.stats(site).mean_D).to(coder.W_dec_FD)
+    sample = draw(store, "train", FIT_TOKENS, special_ids(of.lm, store))
+    train = TrainData(sample, site, mean_D, mean_D.device)
+    l0 = matched_l0(coder, train)
+    return {name: CONTROLS[name](coder, train, l0, seed) for name in names}
 
 
 def labels(of: Subject, run: Path, directions: int, seed: int) -> dict[str, Any]:
@@ -150,7 +168,7 @@ def report(
             found = labels(of, run, directions, seed)
         else:
             found = concepts(of, tokens, seed, progress)
-    store = of.store if what in ("concepts", "labels") else None  # the others read none of it
+    store = of.store if what in ("concepts", "labels") else None  # the others score none of it
     said = describe_report(of.coder, of.weights, of.lm, began, seed, store)
     tables = TABLES[what](found)
     _show(tables, console)

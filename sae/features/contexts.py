@@ -11,6 +11,8 @@ from sae.features.windows import window_hashes
 
 REACH = 12
 """How far "some tokens before" looks back."""
+WINDOW = 4
+"""Two contexts of a sample are the same if the tokens up to this far on either side are."""
 MOST_KINDS = 8
 NONE = -1
 
@@ -138,15 +140,18 @@ class RowsByToken:
 class Sample:
     """Contexts in which a feature fires (the first `weights` of them) and in which it is silent.
 
-    `weights`: of the positives, their activation over the mean of the sample's.
+    Of the positives, `weights` are their activations over the mean of the sample's, and `windows`
+    hashes of the tokens about each, `WINDOW` on either side.
     """
 
     contexts: Contexts
     weights: np.ndarray
+    windows: np.ndarray
 
     def take(self, chosen_M: np.ndarray) -> "Sample":
         """The sample of the chosen rows (M,) bool."""
-        return Sample(self.contexts[chosen_M], self.weights[chosen_M[: len(self.weights)]])
+        positives = chosen_M[: len(self.weights)]
+        return Sample(self.contexts[chosen_M], self.weights[positives], self.windows[positives])
 
     @property
     def fires(self) -> np.ndarray:
@@ -163,22 +168,25 @@ def draw_sample(
     strongest: int,
     rng: np.random.Generator,
     rivals: Sequence[np.ndarray] = (),
+    seen: Sample | None = None,
 ) -> Sample | None:
     """A sample of one split; None if the feature never fires at or above `threshold` in it.
 
     Positives: the `strongest` of the firings at or above `threshold` and random others, duplicate
-    contexts folded. Negatives: see `silent_rows`.
+    contexts folded. Negatives: see `silent_rows`. Texts share licence headers and quotations, so
+    that positives whose window is that of a positive of `seen` are left out.
     """
+    known = np.empty(0, np.uint64) if seen is None else seen.windows
     begin, end = np.searchsorted(rows_N, [by_token.first, by_token.last])
     own_rows, own_acts = rows_N[begin:end], acts_N[begin:end]
-    strong = _positives(text, own_rows, own_acts, threshold, n, strongest, rng)
+    strong, windows = _positives(text, own_rows, own_acts, threshold, n, strongest, rng, known)
     if not len(strong):
         return None
     positive = own_rows[strong].astype(np.int64)
     silent = silent_rows(text, by_token, own_rows, positive, rng, rivals)
     weights = own_acts[strong].astype(np.float64)
     contexts = text.at(np.concatenate([positive, silent]))
-    return Sample(contexts, weights / weights.mean())
+    return Sample(contexts, weights / weights.mean(), windows)
 
 
 def _positives(
@@ -189,8 +197,10 @@ def _positives(
     n: int,
     strongest: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Offsets of at most `n` firings at or above `threshold` in distinct contexts."""
+    known: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of at most `n` firings at or above `threshold` in distinct contexts, none of which
+    is `known`; and the hashes of these contexts."""
     strong = np.flatnonzero(acts >= threshold)
     if len(strong) > n:
         order = rng.permutation(strong)
@@ -198,10 +208,10 @@ def _positives(
             top = strong[np.argpartition(acts[strong], -strongest)[-strongest:]]
             order = np.concatenate([top, order])
         strong = order[: 2 * n]
-    if not len(strong):
-        return strong
-    hashes = window_hashes(text.tokens_ST, rows[strong], 4)
-    return strong[np.sort(np.unique(hashes, return_index=True)[1])[:n]]
+    hashes = window_hashes(text.tokens_ST, rows[strong], WINDOW)
+    first = np.sort(np.unique(hashes, return_index=True)[1])
+    kept = first[~np.isin(hashes[first], known)][:n]
+    return strong[kept], hashes[kept]
 
 
 def silent_rows(

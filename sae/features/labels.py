@@ -1,7 +1,7 @@
 """Automatic labels without a language model: a baseline, with its score on held-out text.
 
 A rule (see `rules`) is induced on train contexts; the label's score is the rule's F1 on contexts
-of held-out documents that had no part in choosing it.
+of held-out documents, other than those that it was induced from.
 """
 
 from collections.abc import Sequence
@@ -154,7 +154,9 @@ class Labeller:
         largest, density = self._known(rows_N, acts_N, largest, density)
         draw = (rows_N, acts_N, FIRES_SHARE * largest, POSITIVES)
         train = self.train and draw_sample(self.text, self.train, *draw, STRONGEST, rng, rivals)
-        heldout = self.heldout and draw_sample(self.text, self.heldout, *draw, 0, rng, rivals)
+        heldout = self.heldout and draw_sample(
+            self.text, self.heldout, *draw, 0, rng, rivals, seen=train
+        )
         rule, f1, wanted = None, 0.0, WORST_TRAIN_F1
         if train is not None and len(train.weights) >= FEWEST_TRAIN:
             rule, f1 = induce(train, self.facts, len(self.text.kinds), density > DENSE)

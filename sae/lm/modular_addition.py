@@ -28,6 +28,7 @@ from sae.base.tensors import read_safetensors
 WEIGHTS = "model.safetensors"
 SITES = (
     "blocks.0.hook_resid_mid",
+    "blocks.0.mlp.hook_pre",
     "blocks.0.mlp.hook_post",
     "blocks.0.hook_mlp_out",
     "blocks.0.hook_resid_post",
@@ -91,12 +92,13 @@ class ModularAddition(nn.Module):
         return torch.cartesian_prod(torch.arange(self.p), torch.arange(self.p))
 
     def site_width(self, site: str) -> int:
-        return self.d_mlp if check_site(site).endswith("mlp.hook_post") else self.d_model
+        return self.d_mlp if ".mlp." in check_site(site) else self.d_model
 
     def forward(self, pairs_B2: Tensor) -> Tensor:
         """(B, p) logits, with gradients."""
         mid_BD = self._attend(pairs_B2)
-        return (mid_BD + self._mlp_out(self._neurons(mid_BD))) @ self.W_U
+        neurons_BH = torch.relu(self._before_relu(mid_BD))
+        return (mid_BD + self._mlp_out(neurons_BH)) @ self.W_U
 
     @torch.no_grad()
     def capture(self, pairs_B2: Tensor, site: str) -> Tensor:
@@ -118,9 +120,10 @@ class ModularAddition(nn.Module):
         check_site(site)
         put = {name: replace if name == site and replace else _keep for name in SITES}
         mid_BD = put[SITES[0]](self._attend(pairs_B2))
-        neurons_BH = put[SITES[1]](self._neurons(mid_BD))
-        out_BD = put[SITES[2]](self._mlp_out(neurons_BH))
-        return put[SITES[3]](mid_BD + out_BD) @ self.W_U
+        before_BH = put[SITES[1]](self._before_relu(mid_BD))
+        neurons_BH = put[SITES[2]](torch.relu(before_BH))
+        out_BD = put[SITES[3]](self._mlp_out(neurons_BH))
+        return put[SITES[4]](mid_BD + out_BD) @ self.W_U
 
     def _attend(self, pairs_B2: Tensor) -> Tensor:
         """(B, D): the residual stream at `=` after attention."""
@@ -139,8 +142,8 @@ class ModularAddition(nn.Module):
         mixed_BD = (weight_B3h[..., None] * value_B3hd).sum(1).flatten(1)
         return asking_D + mixed_BD @ self.W_O
 
-    def _neurons(self, mid_BD: Tensor) -> Tensor:
-        return torch.relu(mid_BD @ self.W_in + self.b_in)
+    def _before_relu(self, mid_BD: Tensor) -> Tensor:
+        return mid_BD @ self.W_in + self.b_in
 
     def _mlp_out(self, neurons_BH: Tensor) -> Tensor:
         return neurons_BH @ self.W_out + self.b_out

@@ -7,6 +7,7 @@ frequency (`sae.metrics.fourier`). All pairs are measured, so these numbers have
 intervals of means over latents resample latents.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +24,26 @@ from sae.metrics.ablation import Ablation
 from sae.metrics.estimate import INTERVAL, estimate_mean
 from sae.metrics.fourier import Floats, Ints
 
-SCHEMA = 1
-COVERED = 0.9  # share of the power of a pre-activation from which a latent is of one frequency
+SCHEMA = 2
+COVERED = 0.9  # share of its power from which a pre-activation, or activation, is of one frequency
 HARMONICS = 4
+BEFORE = {"blocks.0.mlp.hook_post": "blocks.0.mlp.hook_pre"}  # sites whose dimensions have theirs
 
 
 @dataclass(frozen=True)
 class LatentFrequencies:
     """Which frequency each of F functions on the grid is of, and how purely.
 
-    `best_F` the frequency with the largest share of the pre-activation's power, `pre_F` that
-    share; `act_F` the share of the activation's power on the same frequency and its harmonics;
+    `best_F` the frequency with the largest share of the pre-activation's power, `pre_F` that share.
+    Of the activation, `act_best_F` the frequency with the largest share, harmonics left out (else
+    the frequency's half had as much), and `act_nF` the shares of all n, harmonics included.
     `fires_F` the share of pairs on which it is active; `phase_F` where on the circle it lies.
     """
 
     best_F: Ints
     pre_F: Floats
-    act_F: Floats
+    act_best_F: Ints
+    act_nF: Floats
     fires_F: Floats
     phase_F: Floats
 
@@ -49,12 +53,12 @@ class LatentFrequencies:
     ) -> "LatentFrequencies":
         shares_nF = fourier.frequency_shares(pre_GF, p)
         best_F = fourier.frequencies(p)[shares_nF.argmax(0)]
-        columns = np.arange(pre_GF.shape[1])
-        act_nF = fourier.frequency_shares(acts_GF, p, HARMONICS)
+        fundamental_nF = fourier.frequency_shares(acts_GF, p)
         return cls(
             best_F,
-            shares_nF[best_F - 1, columns],
-            act_nF[best_F - 1, columns],
+            shares_nF.max(0),
+            fourier.frequencies(p)[fundamental_nF.argmax(0)],
+            fourier.frequency_shares(acts_GF, p, HARMONICS),
             (acts_GF != 0).mean(0),
             fourier.phases(pre_GF, p, best_F),
         )
@@ -63,9 +67,20 @@ class LatentFrequencies:
     def alive_F(self) -> npt.NDArray[np.bool_]:
         return self.fires_F > 0
 
-    def covering(self, frequency: int, least: float = COVERED) -> Ints:
-        """Alive latents that are of this frequency."""
-        return np.flatnonzero((self.best_F == frequency) & (self.pre_F >= least) & self.alive_F)
+    @property
+    def act_F(self) -> Floats:
+        """The share of each activation's power on its own frequency and harmonics."""
+        return np.asarray(self.act_nF[self.act_best_F - 1, np.arange(len(self.act_best_F))])
+
+    def covering(self, frequency: int) -> Ints:
+        """Alive latents whose pre-activation is of this frequency."""
+        own_F = (self.best_F == frequency) & (self.pre_F >= COVERED)
+        return np.flatnonzero(own_F & self.alive_F)
+
+    def covering_by_activation(self, frequency: int) -> Ints:
+        """Alive latents whose activation is of this frequency, whatever their pre-activation."""
+        own_F = (self.act_best_F == frequency) & (self.act_F >= COVERED)
+        return np.flatnonzero(own_F & self.alive_F)
 
 
 def addition_report(
@@ -103,11 +118,12 @@ def addition_report(
         "accuracy": {"clean": _accuracy(clean_Gp, p), "spliced": _accuracy(spliced_Gp, p)},
         "controls": {
             "random_directions": summary(random, key, p, seed),
-            "dimensions": summary(dimensions(x_GD, p), key, p, seed),
+            "dimensions": summary(dimensions(net, site, x_GD), key, p, seed),
         },
         "latents": {
             "frequency": latents.best_F.tolist(),
             "preactivation_share": latents.pre_F.tolist(),
+            "activation_frequency": latents.act_best_F.tolist(),
             "activation_share": latents.act_F.tolist(),
             "density": latents.fires_F.tolist(),
             "phase": latents.phase_F.tolist(),
@@ -119,11 +135,13 @@ def summary(latents: LatentFrequencies, key: Ints, p: int, seed: int) -> dict[st
     """Coverage of the key frequencies, and how concentrated alive latents are on one frequency."""
     alive = latents.alive_F
     on_key = np.isin(latents.best_F, key)
-    covering = [latents.covering(k) for k in key.tolist()]
-    by_act = [(latents.act_F[found] >= COVERED).any() for found in covering]
+
+    def coverage(covering: Callable[[int], Ints]) -> float:
+        return sum(len(covering(k)) > 0 for k in key.tolist()) / max(1, len(key))
+
     return {
-        "coverage": sum(len(found) > 0 for found in covering) / max(1, len(key)),
-        "coverage_by_activation": sum(map(bool, by_act)) / max(1, len(key)),
+        "coverage": coverage(latents.covering),
+        "coverage_by_activation": coverage(latents.covering_by_activation),
         "alive": int(alive.sum()),
         "preactivation": estimate_mean(latents.pre_F[alive], p * p, seed),
         "activation": estimate_mean(latents.act_F[alive], p * p, seed),
@@ -152,9 +170,14 @@ def random_latents(coder: Coder, x_GD: Tensor, seed: int) -> LatentFrequencies:
     return LatentFrequencies.of(pre_GF, acts_GF, p)
 
 
-def dimensions(x_GD: Tensor, p: int) -> LatentFrequencies:
-    """The site's own dimensions in the place of latents: of `mlp.hook_post`, the raw neurons."""
-    return LatentFrequencies.of(x_GD.numpy(), x_GD.numpy(), p)
+def dimensions(net: ModularAddition, site: str, x_GD: Tensor) -> LatentFrequencies:
+    """The site's own dimensions in the place of latents.
+
+    Of `mlp.hook_post` they are the neurons, and have pre-activations as latents have, before
+    their ReLU: a half-wave could never pass for one frequency. Elsewhere x stands for both.
+    """
+    pre_GD = net.capture(net.grid, BEFORE[site]) if site in BEFORE else x_GD
+    return LatentFrequencies.of(pre_GD.numpy(), x_GD.numpy(), net.p)
 
 
 def _key_row(
@@ -170,6 +193,7 @@ def _key_row(
     p = net.p
     found = latents.covering(k)
     own = np.flatnonzero((latents.best_F == k) & latents.alive_F)
+    own_act = np.flatnonzero((latents.act_best_F == k) & latents.alive_F)
     ablated_Gp = net.logits(net.grid, site, Ablation(coder, found)).numpy()
     power = {
         name: float(_wave_power(logits, p, k))
@@ -179,10 +203,10 @@ def _key_row(
         "frequency": k,
         "logit_share": float(fourier.logit_shares(clean_Gp, p)[k - 1]),
         "latents": len(found),
-        "latents_by_activation": int((latents.act_F[found] >= COVERED).sum()),
+        "latents_by_activation": len(latents.covering_by_activation(k)),
         "best_preactivation_share": float(latents.pre_F[own].max()) if len(own) else 0.0,
-        "best_activation_share": float(latents.act_F[found].max()) if len(found) else 0.0,
-        "mean_activation_share": float(latents.act_F[found].mean()) if len(found) else 0.0,
+        "best_activation_share": float(latents.act_F[own_act].max()) if len(own_act) else 0.0,
+        "mean_activation_share": float(latents.act_nF[k - 1, found].mean()) if len(found) else 0.0,
         "largest_phase_gap": fourier.largest_gap(latents.phase_F[found]),
         "logit_power_spliced": power["spliced"] / power["clean"],
         "logit_power_ablated": power["ablated"] / power["clean"],

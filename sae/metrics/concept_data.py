@@ -6,6 +6,7 @@ they should give is known for made-up ones.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import scipy.sparse as sp
 import torch
 
 from sae.metrics.ablation import Dictionary
+from sae.metrics.concept_kinds import is_code
 from sae.metrics.concepts import NO, UNKNOWN, YES, Labels, Piece, label
 from sae.metrics.languages import language_of
 from sae.metrics.recovery import as_csr
@@ -22,7 +24,7 @@ from sae.store import ActivationStore
 Floats = npt.NDArray[np.float32]
 TEXT_TOKENS = 64  # of a text; a shorter rest of at least half of it is a text too
 MOSTLY = 0.2  # share of a text's tokens from which it has a token-level concept; none: it has not
-KINDS = {"code": True, "prose": False}  # what documents of the embedded corpus are called
+LONGEST_DOCUMENT = 1 << 16  # tokens that are read to find out whether they are Python
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def token_examples(
     """
     sample = draw(store, split, tokens, special)
     x_ED, codes_EF = _activations(coder, sample, site)
-    pieces = _pieces(sample)
+    pieces = _pieces(sample, token_bytes, special)
     labels = _labels(sample, pieces, token_bytes, special)
     flat = sample.scored_ST.reshape(-1)
     token_labels = {name: label_R[flat] for name, label_R in labels.items()}
@@ -106,18 +108,46 @@ def _activations(coder: Dictionary, sample: Sample, site: str) -> tuple[Floats, 
     return np.concatenate(parts), sp.csr_matrix(sp.vstack(codes))
 
 
-def _pieces(sample: Sample) -> list[tuple[npt.NDArray[np.int64], str]]:
-    """(rows, id of the document) of each run of scored tokens that are of one text.
+@dataclass(frozen=True)
+class _Run:
+    """Scored tokens in a row that are of one document: places in the flattened sample, and whether
+    the document is Python."""
 
-    A row is a place in the flattened sample. A run ends at whatever is not scored (a special
-    token, the start of a sequence) and where another document begins.
+    rows: npt.NDArray[np.int64]
+    document: str
+    code: bool | None
+
+
+def _pieces(sample: Sample, token_bytes: Sequence[bytes], special: frozenset[int]) -> list[_Run]:
+    """The runs of a sample. One ends at whatever is not scored (a special token, the start of a
+    sequence) and where another document begins.
     """
-    document_R = sample.store.documents.of_rows(_absolute(sample))
+    store = sample.store
+    document_R = store.documents.of_rows(_absolute(sample))
     rows = np.flatnonzero(sample.scored_ST.reshape(-1))
     ends = (np.diff(rows) > 1) | (np.diff(document_R[rows]) != 0)
-    runs = np.split(rows, np.flatnonzero(ends) + 1)
-    ids = sample.store.documents.id
-    return [(run, ids[int(document_R[run[0]])]) for run in runs if len(run)]
+    runs = [run for run in np.split(rows, np.flatnonzero(ends) + 1) if len(run)]
+    code: dict[int, bool | None] = {}
+    found = []
+    for run in runs:
+        number = int(document_R[run[0]])
+        name = store.documents.id[number]
+        if number not in code:
+            code[number] = is_code(name, partial(_spelt, store, number, token_bytes, special))
+        found.append(_Run(run, name, code[number]))
+    return found
+
+
+def _spelt(
+    store: ActivationStore, number: int, token_bytes: Sequence[bytes], special: frozenset[int]
+) -> str:
+    """A whole document, as far as it lies in the store; nothing of very long ones."""
+    begin, *following = store.documents.start[number : number + 2].tolist()
+    end = following[0] if following else store.sequences * store.context
+    if end - begin > LONGEST_DOCUMENT:
+        return ""
+    tokens = _between(store, begin, end, special)
+    return b"".join(token_bytes[token] for token in tokens).decode(errors="replace")
 
 
 def _absolute(sample: Sample) -> npt.NDArray[np.int64]:
@@ -128,7 +158,7 @@ def _absolute(sample: Sample) -> npt.NDArray[np.int64]:
 
 def _labels(
     sample: Sample,
-    pieces: list[tuple[npt.NDArray[np.int64], str]],
+    pieces: list[_Run],
     token_bytes: Sequence[bytes],
     special: frozenset[int],
 ) -> dict[str, Labels]:
@@ -140,22 +170,25 @@ def _labels(
     absolute_R = _absolute(sample)
     tokens_R = sample.tokens_ST.reshape(-1)
     labels: dict[str, Labels] = {}
-    for rows, document in pieces:
-        kind = KINDS.get(document.rpartition(":")[2])
-        before = _before(sample.store, int(absolute_R[rows[0]]), special)
-        own, preceding = ([token_bytes[t] for t in ids] for ids in (tokens_R[rows], before))
-        found = label(Piece.of(own, kind, preceding))
+    starts = sample.store.documents.start
+    for piece in pieces:
+        row = int(absolute_R[piece.rows[0]])
+        begin = int(starts[int(sample.store.documents.of_rows(row))])
+        before = _between(sample.store, begin, row, special)
+        own, preceding = ([token_bytes[t] for t in ids] for ids in (tokens_R[piece.rows], before))
+        found = label(Piece.of(own, piece.code, preceding))
         for name, label_T in found.items():
-            labels.setdefault(name, np.full(len(tokens_R), UNKNOWN, np.int8))[rows] = label_T
+            labels.setdefault(name, np.full(len(tokens_R), UNKNOWN, np.int8))[piece.rows] = label_T
     return labels
 
 
-def _before(store: ActivationStore, row: int, special: frozenset[int]) -> npt.NDArray[np.integer]:
-    """The tokens between the start of a row's document and the row."""
-    start = int(store.documents.start[int(store.documents.of_rows(row))])
+def _between(
+    store: ActivationStore, start: int, stop: int, special: frozenset[int]
+) -> npt.NDArray[np.integer]:
+    """The tokens of rows `start` to `stop`, less BOS and what else is no text."""
     first = start // store.context
-    tokens = store.tokens(first, row // store.context + 1).reshape(-1)
-    at = np.arange(start, row) - first * store.context
+    tokens = store.tokens(first, -(-stop // store.context)).reshape(-1)
+    at = np.arange(start, stop) - first * store.context
     at = at[at % store.context > 0]
     return tokens[at][~np.isin(tokens[at], list(special))]
 
@@ -167,19 +200,19 @@ class _Stretch:
     rows: npt.NDArray[np.int64]
     spelt: str
     document: str
+    code: bool | None
 
 
-def _stretches(
-    pieces: list[tuple[npt.NDArray[np.int64], str]], sample: Sample, token_bytes: Sequence[bytes]
-) -> list[_Stretch]:
+def _stretches(pieces: list[_Run], sample: Sample, token_bytes: Sequence[bytes]) -> list[_Stretch]:
     tokens_R = sample.tokens_ST.reshape(-1)
     found = []
-    for rows, document in pieces:
-        for start in range(0, len(rows), TEXT_TOKENS):
-            part = rows[start : start + TEXT_TOKENS]
+    for piece in pieces:
+        for start in range(0, len(piece.rows), TEXT_TOKENS):
+            part = piece.rows[start : start + TEXT_TOKENS]
             if len(part) >= TEXT_TOKENS // 2:
                 spelt = b"".join(token_bytes[token] for token in tokens_R[part])
-                found.append(_Stretch(part, spelt.decode(errors="replace"), document))
+                text = spelt.decode(errors="replace")
+                found.append(_Stretch(part, text, piece.document, piece.code))
     return found
 
 
@@ -219,9 +252,8 @@ def _text_labels(
         known_T = mean_TE @ (label_E != UNKNOWN)
         text_T = np.where(share_T >= MOSTLY, YES, np.where(share_T == 0, NO, UNKNOWN))
         labels[f"text_{name}"] = np.where(known_T > 0.5, text_T, UNKNOWN).astype(np.int8)
-    kinds = [KINDS.get(stretch.document.rpartition(":")[2]) for stretch in stretches]
     as_label = {True: YES, False: NO, None: UNKNOWN}
-    labels["text_code"] = np.array([as_label[kind] for kind in kinds], np.int8)
+    labels["text_code"] = np.array([as_label[stretch.code] for stretch in stretches], np.int8)
     languages = np.array([language_of(stretch.spelt) or "" for stretch in stretches])
     told = np.where(languages == "", UNKNOWN, NO)
     for language in sorted({*languages.tolist()} - {""}):

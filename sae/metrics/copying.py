@@ -30,26 +30,29 @@ Floats = npt.NDArray[np.float64]
 class Repeats:
     """[BOS, s, s]: S random sequences s of length L, each shown twice: `tokens_ST`, T = 2L + 1.
 
-    `other_ST` is [BOS, s', s] with other sequences s': nothing repeats. Read are positions
-    1 … L − 1 (the first occurrence) and L + 1 … 2L − 1 (the second): the same tokens before the
-    same next tokens, which can be foreseen only in the second.
+    `other_ST` is [BOS, s', s] with other sequences s', `another_ST` [BOS, s'', s]: nothing repeats
+    in either, and they differ by chance alone. Read are positions 1 … L − 1 (the first occurrence)
+    and L + 1 … 2L − 1 (the second): the same tokens before the same next tokens, which can be
+    foreseen only in the second of `tokens_ST`.
     """
 
     tokens_ST: Tensor
     other_ST: Tensor
+    another_ST: Tensor
     length: int
 
     @classmethod
     def draw(cls, lm: "LanguageModel", sequences: int, length: int, seed: int) -> "Repeats":
         special = {lm.bos_id, getattr(lm.tokenizer, "eos_token_id", None)}
         ordinary = np.setdiff1d(np.arange(lm.vocab_size), [i for i in special if i is not None])
-        other_SL, chosen_SL = np.random.default_rng(seed).choice(ordinary, (2, sequences, length))
+        drawn = np.random.default_rng(seed).choice(ordinary, (3, sequences, length))
+        other_SL, chosen_SL, another_SL = drawn
         bos_S1 = np.full((sequences, 1), lm.bos_id)
-        twice, once = (
+        twice, once, again = (
             torch.from_numpy(np.concatenate([bos_S1, before_SL, chosen_SL], axis=1))
-            for before_SL in (chosen_SL, other_SL)
+            for before_SL in (chosen_SL, other_SL, another_SL)
         )
-        return cls(twice, once, length)
+        return cls(twice, once, again, length)
 
     @property
     def first(self) -> slice:

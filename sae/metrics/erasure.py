@@ -18,7 +18,8 @@ import numpy.typing as npt
 from sae.metrics.bootstrap import Entry
 from sae.metrics.concept_data import Examples
 from sae.metrics.concepts import NO, YES
-from sae.metrics.estimate import estimate
+from sae.metrics.estimate import estimate, estimate_ratio
+from sae.metrics.paired import PairedEntry
 from sae.metrics.probing import FEWEST, MOST, Probe, columns, mean_difference
 from sae.metrics.steps import Step, no_step
 from sae.metrics.sums import Sums
@@ -125,7 +126,7 @@ def _tpp_entries(lost: Floats, counts: Floats, tokens: int, seed: int) -> dict[s
 
     whole = Sums(table, np.ones((1, len(lost))))
     return {
-        "tpp": estimate(lambda s: intended(s) - unintended(s), table, tokens, seed),
+        "tpp": PairedEntry(lambda s: intended(s) - unintended(s), table, tokens, seed),
         "intended": estimate(intended, table, tokens, seed),
         "unintended": estimate(unintended, table, tokens, seed),
         "lost": matrix(whole)[0].tolist(),
@@ -146,18 +147,17 @@ def spurious_correlation_removal(
     are independent: it is `biased`. The n latents behind the spurious one (of a probe fitted for
     it where the two are independent) are taken out of what it reads: `without`. `unbiased` is a
     probe fitted where they are independent. 1: the bias is gone; 0: it stayed; below 0: worse.
+    Returns {"pairs": of each these numbers, "n2": Entry, the mean over pairs, …}.
     """
     pairs = []
     for concept, spurious in _pairs(train, held, concepts):
-        pair = _remove_bias(train, held, concept, spurious, W_dec_FD, sizes, seed)
-        if pair is not None:
+        pair = _Pair.of(train, held, concept, spurious, W_dec_FD, sizes, seed)
+        if pair.bias >= LEAST_BIAS:
             pairs.append(pair)
-    found: dict[str, Any] = {"pairs": pairs}
-    for size in sizes:
-        known = [pair[f"n{size}"]["value"] for pair in pairs]
-        scores = [value for value in known if value is not None]
-        found[f"n{size}"] = float(np.mean(scores)) if scores else None
-    return found
+    return {
+        "pairs": [pair.entries(sizes, seed) for pair in pairs],
+        **{f"n{size}": _mean_removed(pairs, size, seed) for size in sizes},
+    }
 
 
 def _pairs(train: Examples, held: Examples, concepts: Sequence[str]) -> list[tuple[str, str]]:
@@ -186,52 +186,81 @@ def _drawn(side: Examples, cells: Sequence[Ints], rng: np.random.Generator) -> E
     return side.take(rng.permutation(rows))
 
 
-def _remove_bias(
-    train: Examples,
-    held: Examples,
-    concept: str,
-    spurious: str,
-    W_dec_FD: npt.NDArray[np.floating],
-    sizes: Sequence[int],
-    seed: int,
-) -> dict[str, Any] | None:
-    """One pair; None where the correlation does not mislead the probe."""
-    rng = np.random.default_rng(seed)
-    cells = _cells(train, concept, spurious)
-    together, apart = _drawn(train, cells[:2], rng), _drawn(train, cells, rng)
-    test = _drawn(held, _cells(held, concept, spurious), rng)
-    biased = Fitted.of(together, concept, W_dec_FD)
-    unbiased = Fitted.of(apart, concept, W_dec_FD)
-    behind = Fitted.of(apart, spurious, W_dec_FD)
-    yes_E = test.labels[concept] == YES
-    units, unit_E = np.unique(test.unit_E, return_inverse=True)
+@dataclass(frozen=True)
+class _Pair:
+    """A spurious correlation of two concepts: per unit, the test examples and how many of them are
+    right by the `biased` probe, the `unbiased` one, and the biased one `without` n latents."""
 
-    def right(odds_E: Floats) -> Floats:
-        return np.asarray(
-            np.bincount(unit_E, ((odds_E > 0) == yes_E) * 1.0, len(units)), np.float64
-        )
+    concept: str
+    spurious: str
+    table: dict[str, Floats]
 
+    @classmethod
+    def of(
+        cls,
+        train: Examples,
+        held: Examples,
+        concept: str,
+        spurious: str,
+        W_dec_FD: npt.NDArray[np.floating],
+        sizes: Sequence[int],
+        seed: int,
+    ) -> "_Pair":
+        rng = np.random.default_rng(seed)
+        cells = _cells(train, concept, spurious)
+        together, apart = _drawn(train, cells[:2], rng), _drawn(train, cells, rng)
+        test = _drawn(held, _cells(held, concept, spurious), rng)
+        biased = Fitted.of(together, concept, W_dec_FD)
+        unbiased = Fitted.of(apart, concept, W_dec_FD)
+        behind = Fitted.of(apart, spurious, W_dec_FD)
+        odds_E = biased.log_odds(test)
+        odds = {"biased": odds_E, "unbiased": unbiased.log_odds(test)}
+        for size in sizes:
+            odds[f"n{size}"] = odds_E + biased.change(test, behind, size, W_dec_FD)
+        units = int(held.unit_E.max()) + 1  # of all pairs: their means are resampled together
+        yes_E = test.labels[concept] == YES
+        counted = {"count": np.ones(len(test))}
+        counted |= {name: ((found_E > 0) == yes_E) * 1.0 for name, found_E in odds.items()}
+        table = {
+            name: np.bincount(test.unit_E, values_E, units).astype(np.float64)
+            for name, values_E in counted.items()
+        }
+        return cls(concept, spurious, table)
+
+    @property
+    def examples(self) -> int:
+        return int(self.table["count"].sum())
+
+    @property
+    def bias(self) -> float:
+        """Accuracy that the correlation costs."""
+        return float((self.table["unbiased"] - self.table["biased"]).sum()) / self.examples
+
+    def entries(self, sizes: Sequence[int], seed: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"concept": self.concept, "spurious": self.spurious}
+        used = self.table["count"] > 0
+        table = {name: values[used] for name, values in self.table.items()}
+        for name in ("biased", "unbiased"):
+            found[name] = estimate_ratio(table[name], table["count"], self.examples, seed)
+        for size in sizes:
+            terms = {name: table[name] for name in ("biased", "unbiased")}
+            terms["without"] = table[f"n{size}"]
+            found[f"n{size}"] = estimate(_removed, terms, self.examples, seed)
+        return found
+
+
+def _removed(s: Sums) -> npt.NDArray[np.floating]:
+    return (s["without"] - s["biased"]) / (s["unbiased"] - s["biased"])
+
+
+def _mean_removed(pairs: Sequence[_Pair], size: int, seed: int) -> Entry:
+    """The mean over pairs, with units resampled for all of them at once; None without any."""
+    if not pairs:
+        return {"value": None, "low": None, "high": None, "tokens": 0}
+    names = {"biased": "biased", "unbiased": "unbiased", "without": f"n{size}"}
     table = {
-        "examples": np.bincount(unit_E, minlength=len(units)) * 1.0,
-        "biased": right(biased.log_odds(test)),
-        "unbiased": right(unbiased.log_odds(test)),
+        term: np.stack([pair.table[name] for pair in pairs], axis=1) for term, name in names.items()
     }
-    if (table["unbiased"] - table["biased"]).sum() < LEAST_BIAS * len(test):
-        return None
-    found: dict[str, Any] = {"concept": concept, "spurious": spurious}
-    for name in ("biased", "unbiased"):
-        found[name] = _share(name, table, len(test), seed)
-    for size in sizes:
-        change_E = biased.change(test, behind, size, W_dec_FD)
-        table["without"] = right(biased.log_odds(test) + change_E)
-        found[f"n{size}"] = estimate(
-            lambda s: (s["without"] - s["biased"]) / (s["unbiased"] - s["biased"]),
-            table,
-            len(test),
-            seed,
-        )
-    return found
-
-
-def _share(name: str, table: dict[str, Floats], tokens: int, seed: int) -> Entry:
-    return estimate(lambda s: s[name] / s["examples"], table, tokens, seed)
+    table["count"] = np.sum([pair.table["count"] for pair in pairs], axis=0)
+    examples = sum(pair.examples for pair in pairs)
+    return PairedEntry(lambda s: _removed(s).mean(1), table, examples, seed)

@@ -5,7 +5,8 @@ nothing but a look at the first occurrence tells what comes next in the second. 
 this mechanism if it fires more at the second occurrence of the same tokens than at the first, and
 more than at the same positions where what came before was something else (else every latent that
 knows the position would pass); whether the model needs it is seen by taking it out and measuring
-the loss of copying.
+the loss of copying. Thousands of latents are tested, and some pass by chance: how many, the same
+search says where nothing repeats.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +30,19 @@ from sae.metrics.steps import counted, silent
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-SCHEMA = 1
+SCHEMA = 2
 COUNTS = (1, 4, 16, 64, 256)  # features that are taken out together; and all that were found
 SHOWN = 64  # features that are described one by one
 SEARCHED = 0.75  # share of the sequences in which features are looked for; the rest are the test
 Half = Literal["first", "second"]
+
+
+@dataclass(frozen=True)
+class Acts:
+    """Mean activation of each latent in every sequence; share of positions at which it fires."""
+
+    mean_SF: Floats
+    density_F: Floats
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,13 @@ class Induction:
     over_other_low_F: Floats
     density_first_F: Floats
     density_second_F: Floats
+
+    @classmethod
+    def of(cls, first: Acts, second: Acts, other: Acts, seed: int) -> "Induction":
+        value_F, low_F, high_F = _mean_interval(second.mean_SF - first.mean_SF, seed)
+        over_F, over_low_F, _ = _mean_interval(second.mean_SF - other.mean_SF, seed)
+        densities = first.density_F, second.density_F
+        return cls(value_F, low_F, high_F, over_F, over_low_F, *densities)
 
     @property
     def found_F(self) -> npt.NDArray[np.bool_]:
@@ -98,7 +114,7 @@ def induction_report(
     searched = int(SEARCHED * sequences)
     found = Repeats.draw(lm, searched, length, seed)
     tested = Repeats.draw(lm, max(2, sequences - searched), length, seed + 1)
-    latents = find(coder, lm, site, found, seed, partial(progress, "search"))
+    latents, chance = find(coder, lm, site, found, seed, partial(progress, "search"))
     features = ranked(coder, latents)
     sizes = sorted({min(count, len(features)) for count in (*counts, len(features))} - {0})
     density_F = latents.density_second_F
@@ -114,6 +130,7 @@ def induction_report(
         "interval": {**INTERVAL, "over": "sequences"},
         "clean": bench.clean(),
         "found": len(features),
+        "found_by_chance": int(chance.found_F.sum()),
         "features": [latents.describe(int(i)) for i in features[:SHOWN]],
         "ablations": [bench.ablate(features[:size], density_F, pool) for size in sizes],
     }
@@ -126,26 +143,22 @@ def find(
     repeats: Repeats,
     seed: int = 0,
     tell: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Induction:
-    """Compares every latent at the second occurrence with the first, and with other sequences."""
-    step = counted(tell, 3)
-    first_SF, fires_first_SF = activations(coder, lm, site, repeats, repeats.tokens_ST, "first")
-    step()
-    second_SF, fires_second_SF = activations(coder, lm, site, repeats, repeats.tokens_ST, "second")
-    step()
-    other_SF, _ = activations(coder, lm, site, repeats, repeats.other_ST, "second")
-    step()
-    value_F, low_F, high_F = _mean_interval(second_SF - first_SF, seed)
-    over_F, over_low_F, _ = _mean_interval(second_SF - other_SF, seed)
-    return Induction(
-        value_F,
-        low_F,
-        high_F,
-        over_F,
-        over_low_F,
-        fires_first_SF.mean(0),
-        fires_second_SF.mean(0),
+) -> tuple[Induction, Induction]:
+    """Compares every latent at the second occurrence with the first, and with other sequences;
+    and, with other sequences in the place of the second occurrence, what passes by chance.
+    """
+    halves: tuple[tuple[Tensor, Half], ...] = (
+        (repeats.tokens_ST, "first"),
+        (repeats.tokens_ST, "second"),
+        (repeats.other_ST, "second"),
+        (repeats.another_ST, "second"),
     )
+    step, acts = counted(tell, len(halves)), []
+    for tokens_ST, half in halves:
+        acts.append(activations(coder, lm, site, repeats, tokens_ST, half))
+        step()
+    first, second, other, another = acts
+    return Induction.of(first, second, other, seed), Induction.of(first, another, other, seed)
 
 
 def ranked(coder: Coder, latents: Induction) -> npt.NDArray[np.int64]:
@@ -163,11 +176,11 @@ def activations(
     repeats: Repeats,
     tokens_ST: Tensor,
     half: Half,
-) -> tuple[Floats, Floats]:
-    """Of one half, per sequence and latent (S, F): mean activation, share of positions active."""
+) -> Acts:
+    """Of one half of each sequence."""
     part = repeats.first if half == "first" else repeats.second
     places = part.stop - part.start
-    means, shares = [], []
+    means, fired_F = [], np.zeros(coder.d_sae)
     for some_ST in tokens_ST.split(repeats.at_once):
         x_STD = lm.capture(some_ST, [site])[site].float()
         rows_BD = x_STD[:, part].flatten(0, 1)
@@ -176,10 +189,9 @@ def activations(
         cell_N = (sequence_N * coder.d_sae + latent_N).numpy()
         cells = len(some_ST) * coder.d_sae
         sums = np.bincount(cell_N, acts_N.double().numpy(), cells)
-        fires = np.bincount(cell_N, minlength=cells)
         means.append(sums.reshape(len(some_ST), -1) / places)
-        shares.append(fires.reshape(len(some_ST), -1) / places)
-    return np.concatenate(means), np.concatenate(shares)
+        fired_F += np.bincount(latent_N.numpy(), minlength=coder.d_sae)
+    return Acts(np.concatenate(means), fired_F / (places * len(tokens_ST)))
 
 
 def _mean_interval(values_SF: Floats, seed: int) -> tuple[Floats, Floats, Floats]:

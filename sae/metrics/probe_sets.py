@@ -6,7 +6,8 @@ code is run: the probes are those of `sae.metrics.probing`. As there, the activa
 a text's last token, and long texts lose their beginning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ import torch
 from sae.base.errors import UserError, nearest
 from sae.base.foreign import reading, require_file
 from sae.coders import Coder
+from sae.metrics.ablation import Dictionary
 from sae.metrics.concept_data import Examples
+from sae.metrics.concept_wins import OWN_DIMENSIONS, probing_against_controls
 from sae.metrics.concepts import NO, YES
 from sae.metrics.estimate import INTERVAL
 from sae.metrics.probing import FEWEST, KS, sparse_probing
@@ -29,7 +32,7 @@ from sae.metrics.steps import silent
 if TYPE_CHECKING:
     from sae.lm import LanguageModel
 
-SCHEMA = 1
+SCHEMA = 2
 TEXTS = 600  # of a dataset, half of them to fit on
 BATCH = 32
 LARGEST = 2**28
@@ -58,20 +61,23 @@ def probe_set_report(
     names: Sequence[str] = (),
     *,
     texts: int = TEXTS,
+    controls: Mapping[str, Dictionary] | None = None,
     folder: Path | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Accuracies on datasets with two targets, JSON as in `docs/metrics.md`.
 
-    `names`: some of them; by default all. Datasets with other targets, or too few texts, are named
-    in `left_out`. Raises `UserError` where there are no datasets, or none of that name.
+    `names`: some of them; by default all. `controls` code the same activations. Datasets with other
+    targets, or too few texts, are named in `left_out`. Raises `UserError` where there are no
+    datasets, or none of that name.
     """
     sets = probe_sets(folder)
     for name in names:
         if name not in sets:
             raise UserError(f"`{name}` is no dataset of `sae-probes`.{nearest(name, sets)}")
-    probing: dict[str, Any] = {}
+    methods: dict[str, Dictionary] = {"coder": coder, **(controls or {})}
+    probing: dict[str, dict[str, Any]] = {name: {} for name in methods}
     left_out = []
     for number, name in enumerate(names or sets):
         progress("datasets", number, len(names or sets))
@@ -80,24 +86,42 @@ def probe_set_report(
             left_out.append(name)
             continue
         examples = last_tokens(coder, lm, prompts, name, label_E)
-        half = np.arange(len(prompts)) % 2 == 0
-        fit, test = (examples.take(np.flatnonzero(part)) for part in (half, ~half))
-        probing |= sparse_probing(fit, test, [name], seed=seed)
+        for method, dictionary in methods.items():
+            is_own = method == "coder"
+            coded = examples if is_own else coded_by(dictionary, examples)
+            probing[method] |= _halves(coded, name, seed, activation=is_own)
     progress("datasets", len(names or sets), len(names or sets))
-    methods = [(side, f"k{k}") for side in ("coder", "dimensions") for k in KS]
-    means: dict[str, Any] = {"coder": {}, "dimensions": {}}
-    for side, k in methods:
-        means[side][k] = _mean([found[side][k] for found in probing.values()])
-    means["whole"] = _mean([found["whole"] for found in probing.values()])
+    own, others = probing.pop("coder"), probing
     return {
         "schema": SCHEMA,
         "site": coder.site,
         "texts": texts,
         "interval": {**INTERVAL, "over": "texts"},
-        "mean": means,
-        "probing": probing,
+        "mean": {
+            **{side: _means(own, side) for side in ("coder", OWN_DIMENSIONS)},
+            "whole": _mean([found["whole"] for found in own.values()]),
+        },
+        "probing": own,
+        "controls": {
+            name: {"mean": {"coder": _means(found, "coder")}, "probing": found}
+            for name, found in others.items()
+        },
+        "against_controls": probing_against_controls(own, others),
         "left_out": left_out,
     }
+
+
+def coded_by(dictionary: Dictionary, examples: Examples) -> Examples:
+    """The same activations with the codes of another."""
+    x_ED = torch.from_numpy(examples.x_ED).to(dictionary.W_dec_FD)
+    return replace(examples, codes_EF=sp.csr_matrix(as_csr(dictionary.encode(x_ED))))
+
+
+def _halves(examples: Examples, name: str, seed: int, activation: bool) -> dict[str, Any]:
+    """Probes fitted on every other text, and scored on the rest."""
+    half = np.arange(len(examples)) % 2 == 0
+    fit, test = (examples.take(np.flatnonzero(part)) for part in (half, ~half))
+    return sparse_probing(fit, test, [name], seed=seed, activation=activation)
 
 
 def read_set(path: Path, texts: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -144,6 +168,10 @@ def last_tokens(
         codes.append(as_csr(coder.encode(x_BD.to(coder.W_dec_FD))))
     x_ED = np.concatenate(parts)
     return Examples(x_ED, sp.csr_matrix(sp.vstack(codes)), {name: label_E}, np.arange(len(x_ED)))
+
+
+def _means(probing: Mapping[str, Any], side: str) -> dict[str, float | None]:
+    return {f"k{k}": _mean([found[side][f"k{k}"] for found in probing.values()]) for k in KS}
 
 
 def _mean(entries: Sequence[dict[str, Any]]) -> float | None:

@@ -5,7 +5,9 @@ latents of largest |mean of the positives − mean of the negatives| are chosen,
 probe of them fitted, on train documents; it is scored on held-out documents, with as many
 positives as negatives, so that guessing has an accuracy of 1/2. Beside it stand the same with k
 dimensions of the activation itself, and a probe of the whole activation, which says how much of
-the concept can be read there at all.
+the concept can be read there at all. A few dimensions of a language model are far larger than the
+others, and would come first whatever they know: dimensions are ranked by difference over standard
+deviation as well, and the ranking that fits better is taken.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,9 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sae.metrics.bootstrap import Entry
 from sae.metrics.concept_data import Examples
-from sae.metrics.concepts import YES
-from sae.metrics.estimate import estimate_ratio
+from sae.metrics.concepts import NO, UNKNOWN, YES
+from sae.metrics.paired import PairedEntry, paired_ratio
 from sae.metrics.steps import Step, no_step
 
 KS = (1, 2, 5)
@@ -49,15 +50,18 @@ class Probe:
         return self.model.coef_[0] / self.scaler.scale_
 
 
-def usable(concept: str, train: Examples, held: Examples) -> bool:
-    """Whether there are enough positives and negatives, of enough documents, on both sides."""
-    for side in (train, held):
-        label_E = side.labels.get(concept)
-        if label_E is None or min((label_E == YES).sum(), (label_E == 0).sum()) < FEWEST:
-            return False
-        if len(np.unique(side.unit_E[label_E == YES])) < FEWEST_UNITS:
-            return False
-    return True
+def unusable(concept: str, train: Examples, held: Examples) -> str | None:
+    """Why a concept cannot be measured; None if either side has enough examples of it."""
+    for split, side in (("train", train), ("held-out", held)):
+        label_E = side.labels.get(concept, np.full(len(side), NO, np.int8))
+        if (label_E == UNKNOWN).all():
+            return f"of no {split} example it is known whether it has the concept"
+        for what, label in (("positives", YES), ("negatives", NO)):
+            if (found := int((label_E == label).sum())) < FEWEST:
+                return f"{found} {split} {what}; it takes {FEWEST}"
+        if (units := len(np.unique(side.unit_E[label_E == YES]))) < FEWEST_UNITS:
+            return f"{split} positives of {units} documents; it takes {FEWEST_UNITS}"
+    return None
 
 
 def sparse_probing(
@@ -67,15 +71,20 @@ def sparse_probing(
     ks: Sequence[int] = KS,
     seed: int = 0,
     step: Step = no_step,
+    activation: bool = True,
 ) -> dict[str, Any]:
     """{concept: {"positives", "latents", "coder": {"k1": Entry, ...}, "dimensions": the same with
     dimensions of the activation, "whole": Entry}}, accuracies on balanced held-out examples.
+
+    Without `activation` the last two are left out: of a control they are those of the coder.
     """
     found = {}
     for number, concept in enumerate(concepts):
         rng = np.random.default_rng([seed, number])
         fit, test = (side.take(side.balanced(concept, MOST, rng)) for side in (train, held))
-        found[concept] = _probe_concept(concept, fit, test, ks, seed)
+        found[concept] = _probe_latents(concept, fit, test, ks, seed)
+        if activation:
+            found[concept] |= _probe_activation(concept, fit, test, ks, seed)
         step()
     return found
 
@@ -93,33 +102,68 @@ def columns(codes_EF: sp.csr_matrix, latents: npt.NDArray[np.int64]) -> npt.NDAr
     return np.asarray(codes_EF[:, latents].todense(), np.float64)
 
 
-def accuracy(log_odds_E: npt.NDArray[np.float64], test: Examples, concept: str, seed: int) -> Entry:
+def accuracy(
+    log_odds_E: npt.NDArray[np.float64], test: Examples, concept: str, seed: int
+) -> PairedEntry:
     """Share of examples on the right side, with the interval of resampled documents."""
     right_E = (log_odds_E > 0) == (test.labels[concept] == YES)
     units, unit_E = np.unique(test.unit_E, return_inverse=True)
     right_U = np.bincount(unit_E, right_E * 1.0, len(units)) * 1.0
-    return estimate_ratio(right_U, np.bincount(unit_E, minlength=len(units)) * 1.0, len(test), seed)
+    return paired_ratio(right_U, np.bincount(unit_E, minlength=len(units)) * 1.0, len(test), seed)
 
 
-def _probe_concept(
+def dimension_rankings(
+    x_ED: npt.NDArray[np.floating], yes_E: npt.NDArray[np.bool_]
+) -> list[npt.NDArray[np.int64]]:
+    """All dimensions, by |difference of means| and by that over the standard deviation."""
+    difference_D = np.abs(mean_difference(x_ED, yes_E))
+    deviation_D = np.maximum(x_ED.std(0, dtype=np.float64), 1e-12)
+    scores = (difference_D, difference_D / deviation_D)
+    return [np.argsort(-score_D, kind="stable") for score_D in scores]
+
+
+def _best(
+    choices: Sequence[npt.NDArray[np.int64]],
+    x_ED: npt.NDArray[np.floating],
+    yes_E: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int64], Probe]:
+    """The dimensions whose probe is right most often on what it was fitted on."""
+    probes = [Probe().fit(x_ED[:, chosen], yes_E) for chosen in choices]
+    right = [
+        ((probe.score(x_ED[:, chosen]) > 0) == yes_E).mean()
+        for chosen, probe in zip(choices, probes, strict=True)
+    ]
+    best = int(np.argmax(right))
+    return choices[best], probes[best]
+
+
+def _probe_latents(
     concept: str, fit: Examples, test: Examples, ks: Sequence[int], seed: int
 ) -> dict[str, Any]:
     yes_E = fit.labels[concept] == YES
-    by_latent = np.argsort(-np.abs(mean_difference(fit.codes_EF, yes_E)), kind="stable")
-    by_dimension = np.argsort(-np.abs(mean_difference(fit.x_ED, yes_E)), kind="stable")
+    ranking = np.argsort(-np.abs(mean_difference(fit.codes_EF, yes_E)), kind="stable")
     found: dict[str, Any] = {
         "positives": int(yes_E.sum()),
-        "latents": by_latent[: max(ks)].tolist(),
+        "latents": ranking[: max(ks)].tolist(),
         "coder": {},
-        "dimensions": {},
     }
     for k in ks:
-        top = by_latent[:k]
+        top = ranking[:k]
         probe = Probe().fit(columns(fit.codes_EF, top), yes_E)
         odds_E = probe.score(columns(test.codes_EF, top))
         found["coder"][f"k{k}"] = accuracy(odds_E, test, concept, seed)
-        top = by_dimension[:k]
-        odds_E = Probe().fit(fit.x_ED[:, top], yes_E).score(test.x_ED[:, top])
+    return found
+
+
+def _probe_activation(
+    concept: str, fit: Examples, test: Examples, ks: Sequence[int], seed: int
+) -> dict[str, Any]:
+    yes_E = fit.labels[concept] == YES
+    rankings = dimension_rankings(fit.x_ED, yes_E)
+    found: dict[str, Any] = {"dimensions": {}}
+    for k in ks:
+        top, probe = _best([ranking[:k] for ranking in rankings], fit.x_ED, yes_E)
+        odds_E = probe.score(test.x_ED[:, top])
         found["dimensions"][f"k{k}"] = accuracy(odds_E, test, concept, seed)
     whole = Probe(strength=0.1).fit(fit.x_ED, yes_E)
     found["whole"] = accuracy(whole.score(test.x_ED), test, concept, seed)

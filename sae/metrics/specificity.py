@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from sae.metrics.concept_data import Examples
 from sae.metrics.concepts import UNKNOWN, YES
 from sae.metrics.estimate import estimate, estimate_ratio
+from sae.metrics.paired import PairedEntry
 from sae.metrics.sums import Sums
 
 DECILES = 10
@@ -78,7 +79,7 @@ def _measure(held: Examples, concept: str, latent: int, seed: int) -> dict[str, 
         "density": estimate_ratio(table["fires"], table["tokens"], count, seed),
         "specificity": estimate_ratio(table["both"], table["fires"], int(fires_E.sum()), seed),
         "sensitivity": estimate_ratio(table["both"], table["yes"], int(yes_E.sum()), seed),
-        "f1": estimate(
+        "f1": PairedEntry(
             lambda s: 2 * s["both"] / np.maximum(1, s["fires"] + s["yes"]), table, count, seed
         ),
         "log_likelihood_ratio": estimate(log_ratio, table, count, seed),

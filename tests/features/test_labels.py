@@ -7,6 +7,7 @@ from sae.features import FeatureIndex, Vocabulary
 from sae.features.contexts import (
     NONE,
     RowsByToken,
+    Sample,
     Text,
     document_kind,
     draw_sample,
@@ -144,6 +145,34 @@ def test_kin_are_rows_of_the_same_class_as_frequent_as_the_text_has_them() -> No
     found = np.bincount(drawn, minlength=len(TOKENS)) / len(drawn)
     np.testing.assert_allclose(found, expected, atol=0.01)
     assert not len(by_token.draw_kin(np.array([token("<b>bold</b>")]), np.random.default_rng(0)))
+
+
+def test_contexts_of_the_train_sample_are_no_held_out_contexts() -> None:
+    """A header that stands in both splits is one context, in which the rule was induced."""
+    tokens = make_tokens()
+    header = [token(" " + word) for word in ("the", "king", "of", "the")]
+    fires = np.zeros(tokens.shape, bool)
+    for sequence in (3, 5, TRAIN + 2, TRAIN + 4, TRAIN + 6):
+        tokens[sequence, 10:14], tokens[sequence, 15:19] = header, header
+        tokens[sequence, 14], fires[sequence, 14] = token(" queen"), True
+    tokens[TRAIN + 6, 16] = token(" river")
+    text = Text(tokens, FACTS, make_documents())
+    rows = np.flatnonzero(fires).astype(np.uint32)
+
+    def drawn(first: int, last: int, seen: Sample | None = None) -> Sample | None:
+        rng, by_token = np.random.default_rng(0), RowsByToken(tokens, (first, last), FACTS)
+        acts = np.ones(len(rows), np.float16)
+        return draw_sample(text, by_token, rows, acts, 0.5, 96, 0, rng, seen=seen)
+
+    train = drawn(0, TRAIN)
+    alone, heldout = (drawn(TRAIN, TRAIN + HELDOUT, seen) for seen in (None, train))
+    assert train is not None
+    assert alone is not None
+    assert heldout is not None
+    assert (len(train.weights), len(alone.weights), len(heldout.weights)) == (1, 2, 1)
+    assert not np.isin(heldout.windows, train.windows).any()
+    assert drawn(TRAIN, TRAIN + 6, train) is None
+    assert np.array_equal(heldout.take(heldout.fires).windows, heldout.windows)
 
 
 def test_strongest_firings_are_among_the_train_positives() -> None:

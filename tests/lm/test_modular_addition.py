@@ -53,8 +53,14 @@ def test_sites_are_read_and_replaced(net: ModularAddition, site: str) -> None:
     zero = net.logits(net.grid, site, torch.zeros_like)
     assert not torch.allclose(zero, clean)
     rolled = net.logits(net.grid, site, lambda x: x_BD.roll(1, 0))
-    if site != "blocks.0.mlp.hook_post" and site != "blocks.0.hook_mlp_out":
+    if "resid" in site:
         assert torch.allclose(rolled, clean.roll(1, 0), atol=1e-6)  # all passes through the stream
+
+
+def test_neurons_are_their_rectified_preactivations(net: ModularAddition) -> None:
+    before, after = (net.capture(net.grid, f"blocks.0.mlp.hook_{end}") for end in ("pre", "post"))
+    assert (before < 0).any()
+    assert torch.equal(before.relu(), after)
 
 
 def test_an_unknown_site_is_refused(net: ModularAddition) -> None:

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sae.coders import Coder, make_coder
 from sae.lm.modular_addition import ModularAddition, Replace
-from sae.metrics.addition import addition_report
+from sae.metrics.addition import LatentFrequencies, addition_report, dimensions, summary
 
 P, KEYS = 113, (5, 21)
 SITE = "blocks.0.hook_mlp_out"
@@ -71,3 +72,45 @@ def test_latents_that_mix_two_frequencies_cover_none() -> None:
     assert report["summary"]["preactivation"]["value"] == pytest.approx(0.5, abs=1e-5)
     assert all(row["latents"] == 0 for row in report["key_frequencies"])
     assert all(row["largest_phase_gap"] == 2 * math.pi for row in report["key_frequencies"])
+
+
+def wave(k: int, phase: float = 0.0) -> np.ndarray:
+    """(p², 1): cos of the sum at frequency k."""
+    sums = np.add.outer(np.arange(P), np.arange(P)).reshape(-1, 1)
+    return np.cos(2 * math.pi * k * sums / P - phase)
+
+
+class Neurons(ModularAddition):
+    """One rectified wave for each of two frequencies, from two phases."""
+
+    def __init__(self) -> None:
+        super().__init__(P, 4, 1, 4)
+
+    def capture(self, pairs_B2: Tensor, site: str) -> Tensor:
+        waves = np.concatenate([wave(k, phase) for k in KEYS for phase in (0.0, 2.0)], axis=1)
+        before_GD = torch.from_numpy(waves)
+        return before_GD if site.endswith("hook_pre") else before_GD.relu()
+
+
+def test_neurons_are_judged_by_what_their_relu_reads() -> None:
+    """A pure half-wave has 0.84 of its power on the fundamental, and is no worse a neuron."""
+    net, key = Neurons(), np.array(KEYS)
+    x_GD = net.capture(net.grid, "blocks.0.mlp.hook_post")
+    neurons = dimensions(net, "blocks.0.mlp.hook_post", x_GD)
+    assert neurons.pre_F == pytest.approx(1, abs=1e-9)
+    found = summary(neurons, key, P, 0)
+    assert found["coverage"] == found["coverage_by_activation"] == 1
+    for_both = dimensions(net, "blocks.0.hook_mlp_out", x_GD)
+    assert for_both.pre_F == pytest.approx(0.84, abs=0.01)
+    assert summary(for_both, key, P, 0)["coverage"] == 0
+
+
+def test_coverage_by_activation_does_not_ask_for_the_preactivation() -> None:
+    """A mixed pre-activation below a threshold of its own may leave one wave, and the reverse."""
+    mixed, clean = wave(5) + wave(21), np.maximum(wave(42), 0)
+    found = LatentFrequencies.of(mixed, clean, P)
+    assert found.covering(5).size == found.covering(21).size == found.covering(42).size == 0
+    assert found.covering_by_activation(42).tolist() == [0]
+    assert found.covering_by_activation(21).size == 0  # of which 42 would be a harmonic
+    shares = summary(found, np.array([42]), P, 0)
+    assert (shares["coverage"], shares["coverage_by_activation"]) == (0, 1)

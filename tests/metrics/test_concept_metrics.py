@@ -14,10 +14,12 @@ from sae.lm import LanguageModel
 from sae.metrics import concept_data
 from sae.metrics.absorption import first_letter_absorption
 from sae.metrics.concept_data import Examples, Words, token_examples
+from sae.metrics.concept_kinds import UNTOLD, is_code
 from sae.metrics.concept_report import concept_report
-from sae.metrics.concept_wins import controls_that_win
+from sae.metrics.concept_wins import against_controls, verdicts
 from sae.metrics.erasure import spurious_correlation_removal, targeted_probe_perturbation
-from sae.metrics.probing import sparse_probing, usable
+from sae.metrics.paired import paired_ratio
+from sae.metrics.probing import sparse_probing, unusable
 from sae.metrics.specificity import concept_latents, deciles
 from sae.store import ActivationStore
 from tests.metrics.conftest import SITE
@@ -71,12 +73,38 @@ def test_codes_that_know_nothing_guess() -> None:
 
 def test_concepts_need_examples_on_both_sides() -> None:
     (train, _), (held, _) = planted(0), planted(1)
-    assert usable("a", train, held)
-    assert not usable("unheard of", train, held)
+    assert unusable("a", train, held) is None
+    assert unusable("unheard of", train, held) == "0 train positives; it takes 40"
     few = held.take(np.flatnonzero(held.labels["a"] == 0))
-    assert not usable("a", train, few)
-    one_document = held.take(np.flatnonzero(held.unit_E < 4))
-    assert not usable("a", train, one_document)
+    assert unusable("a", train, few) == "0 held-out positives; it takes 40"
+    many = held.take(np.flatnonzero(held.labels["a"] == 1))
+    assert unusable("a", many, held) == "0 train negatives; it takes 40"
+    four_documents = Examples(held.x_ED, held.codes_EF, held.labels, held.unit_E % 4)
+    assert unusable("a", train, four_documents) == "held-out positives of 4 documents; it takes 5"
+    held.labels["a"][:] = -1
+    assert unusable("a", train, held) == (
+        "of no held-out example it is known whether it has the concept"
+    )
+
+
+def test_dimensions_are_ranked_by_what_fits_better() -> None:
+    """A huge dimension that hardly knows the concept, and a small one that does."""
+    (train, _), (held, _) = planted(0), planted(1)
+    for side in (train, held):
+        a = side.labels["a"] == 1
+        side.x_ED[:, 3] = np.random.default_rng(2).normal(size=E) * 100 + 20 * a
+    found = sparse_probing(train, held, ["a"])["a"]["dimensions"]
+    assert found["k1"]["value"] > 0.99
+    for side in (train, held):  # and where the two rankings agree, it is as it was
+        side.x_ED[:, 3] = 0
+    assert sparse_probing(train, held, ["a"])["a"]["dimensions"]["k1"]["value"] > 0.99
+
+
+def test_of_a_control_only_its_latents_are_probed() -> None:
+    (train, _), (held, _) = planted(0), planted(1)
+    whole = sparse_probing(train, held, ["a"])["a"]
+    latents = sparse_probing(train, held, ["a"], activation=False)["a"]
+    assert latents == {k: whole[k] for k in ("positives", "latents", "coder")}
 
 
 def test_targeted_ablation_hits_its_concept_and_no_other() -> None:
@@ -106,7 +134,10 @@ def test_a_spurious_concept_is_removed_with_its_latent() -> None:
     assert pair["spurious"] == "b"
     assert pair["biased"]["value"] < pair["unbiased"]["value"] - 0.1
     assert pair["n1"]["value"] > 0.5
-    assert found["n1"] == pytest.approx(np.mean([p["n1"]["value"] for p in found["pairs"]]))
+    mean = np.mean([p["n1"]["value"] for p in found["pairs"]])
+    assert found["n1"]["value"] == pytest.approx(mean)
+    assert found["n1"]["low"] < mean < found["n1"]["high"]
+    assert found["n1"]["tokens"] > 0
 
 
 def test_pairs_that_do_not_mislead_are_left_out() -> None:
@@ -222,37 +253,122 @@ def test_the_report_is_plain_json(
     text = json.dumps(report, allow_nan=False)
     assert json.loads(text) == report
     assert {"digits", "upper_case", "brackets"} <= set(report["probing"])
-    assert report["controls"]["same"]["probing"] == report["probing"]
-    assert "url" in report["left_out"]
+    same = report["controls"]["same"]
+    assert set(same["probing"]) == set(report["probing"])
+    for name, found in same["probing"].items():
+        assert found["coder"] == report["probing"][name]["coder"]
+    assert report["left_out"]["url"] == "0 train positives; it takes 40"
+    for name in ("syntax_keyword", "text_syntax_keyword", "text_code"):  # its ids are d0, d1 …
+        assert report["left_out"][name] == UNTOLD
     assert set(report["spurious_removal"]) == {"tokens", "texts"}
     assert report["tokens"]["heldout"] > 500
-    won = report["won_by"]
-    assert all("same" in who for metric in ("probing", "latents") for who in won[metric].values())
+    against = report["against_controls"]
+    assert set(against) == {"probing", "latents", "targeted_ablation", "spurious_removal"}
+    for metric in ("probing", "latents", "targeted_ablation"):  # a tie is a win of the control
+        for found in against[metric].values():
+            assert "same" in found["won_by"]
+            assert found["lift"]["same"]["low"] == found["lift"]["same"]["high"] == 0
+            assert "same" not in found["by_value"]
     entry = report["probing"]["digits"]["coder"]["k1"]
     assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
 
 
-def test_who_wins_a_concept_metric_is_named() -> None:
-    """A tie is a win of the control; where either has no number, nobody wins."""
+def test_who_wins_is_decided_by_the_paired_interval() -> None:
+    """A coder that is right a little more often wins where it is right on the same examples too,
+    and is undecided against another that is right as often on others."""
+    examples = np.full(40, 50.0)
+    draw = np.random.default_rng(0)
+    right = draw.binomial(50, 0.7, 40) * 1.0
+    own = paired_ratio(right, examples, 2000)
+    others = {
+        "a little worse everywhere": paired_ratio(right - 1, examples, 2000),
+        "elsewhere": paired_ratio(draw.permutation(right) - 0.1, examples, 2000),
+        "better": paired_ratio(right + 1, examples, 2000),
+        "the same": paired_ratio(right.copy(), examples, 2000),
+        "read from a file": dict(paired_ratio(right + 1, examples, 2000)),
+        "of other documents": paired_ratio(right[:30], examples[:30], 1500),
+        "no number": {"value": None, "low": None, "high": None, "tokens": 0},
+        "not measured": None,
+    }
+    found = verdicts(own, others)
+    assert set(found["won_by"]) >= {"better", "the same", "read from a file"}
+    assert "a little worse everywhere" not in found["won_by"] + found["undecided"]
+    assert found["undecided"] == ["elsewhere"]
+    assert found["by_value"] == ["read from a file", "of other documents"]
+    assert set(found["lift"]) == set(others) - {"no number", "not measured"}
+    assert found["lift"]["a little worse everywhere"]["value"] == pytest.approx(1 / 50)
+    alone = own["value"] - others["a little worse everywhere"]["value"]
+    assert alone < own["high"] - own["low"]  # their own intervals overlap widely
+    nothing = verdicts({"value": None, "low": None, "high": None}, others)
+    assert nothing == {"won_by": [], "undecided": [], "by_value": [], "lift": {}}
+
+
+def test_every_score_is_set_against_every_control() -> None:
+    """Of reports read from files, which have no pairs, by the values."""
 
     def report(probe: float, dimension: float, f1: float, tpp: float, scr: float | None) -> dict:
+        def entry(value: float | None) -> dict:
+            return {"value": value, "low": None, "high": None, "tokens": 9}
+
         return {
             "probing": {
-                "a": {"coder": {"k1": {"value": probe}}, "dimensions": {"k1": {"value": dimension}}}
+                "a": {"coder": {"k1": entry(probe)}, "dimensions": {"k1": entry(dimension)}}
             },
-            "latents": {"a": {"f1": {"value": f1}}},
-            "targeted_ablation": {"concepts": ["a"], "n2": {"tpp": {"value": tpp}}},
-            "spurious_removal": {"tokens": {"pairs": [], "n2": scr}},
+            "latents": {"a": {"f1": entry(f1)}},
+            "targeted_ablation": {"concepts": ["a"], "n2": {"tpp": entry(tpp)}},
+            "spurious_removal": {"tokens": {"pairs": [], "n2": entry(scr)}},
         }
 
     own = report(0.8, 0.8, 0.5, 0.2, None)
-    found = controls_that_win(own, {"x": report(0.7, 0, 0.6, 0.2, 1), "y": report(0.9, 1, 0, 0, 1)})
-    assert found == {
+    controls = {"x": report(0.7, 0, 0.6, 0.2, 1), "y": report(0.9, 1, 0, 0, 1)}
+    found = against_controls(own, controls)
+    assert {
+        metric: {what: v["won_by"] for what, v in scores.items()}
+        for metric, scores in found.items()
+    } == {
         "probing": {"a k1": ["y", "dimensions"]},
         "latents": {"a": ["x"]},
         "targeted_ablation": {"n2": ["x"]},
         "spurious_removal": {"tokens n2": []},
     }
+    assert found["probing"]["a k1"]["by_value"] == ["x", "y", "dimensions"]
+
+
+PYTHON = "import os\n\n\ndef f(x):\n    y = x\n    return y\n\n\nprint(f(os))\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "text", "code"),
+    [
+        ("python/os:code", "no matter", True),
+        ("python/os:prose", PYTHON, False),
+        ("src/a.py", "no matter", True),
+        ("corpus.jsonl#7", PYTHON, True),
+        ("corpus.jsonl#7", PYTHON.replace("):", ")"), None),  # does not parse: nobody knows
+        ("corpus.jsonl#7", "x = 1\n" * 9, None),  # as settings do
+        ("corpus.jsonl#7", "import os\n", None),
+        ("corpus.jsonl#7", "She said: no.\n", None),
+        ("corpus.jsonl#7", "(" * 1000, None),
+        ("corpus.jsonl#7", "-" * 100_000 + "1", None),
+        ("corpus.jsonl#7", "\0" + PYTHON, None),
+        ("corpus.jsonl#7", PYTHON + "s = '\\d'\n", True),  # a warning, and no error
+        ("code", "no id ends so by chance", None),
+    ],
+)
+def test_what_is_python_is_told_by_its_name_or_by_parsing_it(
+    document: str, text: str, code: bool | None
+) -> None:
+    assert is_code(document, lambda: text) is code
+
+
+def test_documents_that_parse_have_syntax(
+    coder: Coder, store: ActivationStore, lm: LanguageModel
+) -> None:
+    """On a corpus whose ids say nothing. Every token here spells a whole file of its own."""
+    bytes_V = [PYTHON.encode()] * lm.vocab_size
+    found, texts = token_examples(coder, store, SITE, "heldout", 10**6, frozenset({0}), bytes_V)
+    assert set(found.examples.labels["syntax_keyword"].tolist()) <= {0, 1}
+    assert (texts.labels["text_code"] == 1).all()
 
 
 def test_a_transcoder_is_refused(store: ActivationStore, lm: LanguageModel) -> None:

@@ -13,6 +13,9 @@ from sae.metrics.ablation import Ablation
 from sae.metrics.continuation import constant
 from sae.metrics.copying import CopyingBench, Repeats, equal_density, equal_firing
 from sae.metrics.induction import find, induction_report, ranked
+from sae.store import SiteStats
+from sae.store.stats import SiteSums
+from sae.training import CoderTrainer, Settings
 
 SITE = "blocks.5.hook_resid_post"  # the heads that copy are in its last two blocks
 
@@ -45,7 +48,8 @@ def basis_coder() -> Coder:
 def test_only_what_depends_on_the_repetition_is_found() -> None:
     lm: Any = Planted()
     repeats = Repeats.draw(lm, 12, 20, seed=0)
-    latents = find(basis_coder(), lm, SITE, repeats)
+    latents, chance = find(basis_coder(), lm, SITE, repeats)
+    assert not chance.found_F[:2].any()  # where nothing repeats, neither is found
     assert latents.value_F[:2] == pytest.approx([1, 1], abs=0.01)  # the position looks the same
     assert latents.over_other_F[:2] == pytest.approx([1, 0], abs=0.02)
     assert ranked(basis_coder(), latents).tolist()[0] == 0
@@ -60,7 +64,9 @@ def test_sequences_repeat_and_the_others_do_not() -> None:
     assert repeats.tokens_ST.shape == (5, 19)
     assert torch.equal(repeats.tokens_ST[:, 1:10], repeats.tokens_ST[:, 10:])
     assert torch.equal(repeats.other_ST[:, 10:], repeats.tokens_ST[:, 10:])
-    assert not torch.equal(repeats.other_ST[:, 1:10], repeats.tokens_ST[:, 1:10])
+    assert torch.equal(repeats.another_ST[:, 10:], repeats.tokens_ST[:, 10:])
+    before = [part[:, 1:10] for part in (repeats.tokens_ST, repeats.other_ST, repeats.another_ST)]
+    assert not any(torch.equal(before[i], before[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     assert (repeats.tokens_ST[:, 1:] != 0).all()
     assert repeats.predictions == 5 * 8
 
@@ -81,6 +87,28 @@ def test_random_features_fire_as_often_in_sum() -> None:
     chosen = equal_firing(np.array([0, 1]), density, pool, rng)
     assert len(set(chosen)) == 50
     assert equal_firing(np.array([0, 1]), density, pool[:9], rng).size == 9  # all there are
+
+
+class Unrelated(Planted):
+    """x of every latent is noise of its own: all that is found is found by chance."""
+
+    def capture(self, tokens_ST: torch.Tensor, sites: list[str]) -> dict[str, torch.Tensor]:
+        noise = torch.Generator().manual_seed(int(tokens_ST[:, 1:].sum()))
+        x = torch.randn(*tokens_ST.shape, 2000, generator=noise)
+        x[:, tokens_ST.shape[1] // 2 + 1 :] += 0.5  # the second half differs by its position
+        return {sites[0]: x}
+
+
+def test_what_is_found_by_chance_is_as_much_as_is_found_where_nothing_is_there() -> None:
+    lm: Any = Unrelated()
+    coder = make_coder("relu", 2000, 2000)
+    with torch.no_grad():
+        coder.W_enc_FD.copy_(torch.eye(2000))
+        coder.W_dec_FD.copy_(torch.eye(2000))
+    latents, chance = find(coder.requires_grad_(False).eval(), lm, SITE, Repeats.draw(lm, 24, 8, 0))
+    by_chance = 0.025 * 2000
+    for found in (latents, chance):
+        assert 0.5 * by_chance < found.found_F.sum() < 2.5 * by_chance
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +140,39 @@ def test_the_report_of_a_model_that_copies(copier: Coder) -> None:
     assert found[0]["over_other"] > 0
     assert report["tokens"] == 3 * 31
     assert report["sequences"] == {"found_on": 9, "tested_on": 3}
-    assert report["ablations"][-1]["latents"] == report["found"]
+    assert report["ablations"][-1]["latents"] == report["found"] > report["found_by_chance"]
     assert one["latents"] == 1
     lost = one["features"]["delta_second"]["value"]
     gap = clean["loss_first"]["value"] - clean["loss_second"]["value"]
     assert one["features"]["removed"]["value"] == pytest.approx(lost / gap)
+
+
+@pytest.mark.slow
+def test_without_induction_features_copying_ends_and_without_others_as_dense_it_does_not() -> None:
+    """Of a coder trained where pocket-gpt2 has just looked back, on what is looked for later."""
+    lm, site = load_lm("pocket", device="cpu", dtype="float32"), "blocks.5.hook_resid_mid"
+    read = Repeats.draw(lm, 160, 64, seed=7)
+    both_STD = [lm.capture(t, [site])[site][:, 1:] for t in (read.tokens_ST, read.other_ST)]
+    x_ND = torch.cat(both_STD).flatten(0, 1).clone()
+    stats = SiteStats.from_sums(SiteSums.of(x_ND.numpy()))
+    settings = Settings(steps=600, batch=1024, learning_rate=3e-3, dead_after=40_000)
+    fresh = make_coder("topk", lm.d_model, 512, k=32)
+    trainer = CoderTrainer("copying", fresh, site, stats, settings)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(settings.steps):
+        trainer.step(x_ND[torch.randint(len(x_ND), (settings.batch,), generator=draw)])
+    coder = trainer.finished_coder()
+    coder.metadata = {"hook_name": site}
+    report = induction_report(coder, lm, sequences=64, length=64, counts=())
+    assert report["clean"]["copied"]["value"] > 0.8
+    assert report["found_by_chance"] < 0.1 * report["found"]
+    [row] = report["ablations"]
+    removed = {
+        way: row[way]["copied_removed"] for way in ("features", "equal_density", "equal_norm")
+    }
+    assert removed["features"]["low"] > 0.7
+    assert removed["equal_density"]["high"] < 0.1
+    assert removed["equal_norm"]["high"] < removed["features"]["low"] - 0.2  # firing as they do
 
 
 def test_taking_nothing_costs_nothing_and_taking_all_ends_copying(copier: Coder) -> None:

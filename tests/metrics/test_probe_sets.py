@@ -1,5 +1,6 @@
 """The datasets of `sae-probes`, or a folder like them, through our own probes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_the_last_token_is_can_be_read_and_other_sets_are_left_out(
     coder: Coder, lm: LanguageModel, folder: Path
 ) -> None:
-    report = probe_set_report(coder, lm, folder=folder, texts=400)
+    other = make_coder("topk", lm.d_model, 64, k=4).requires_grad_(False).eval()
+    controls = {"other": other, "same": coder}
+    report = probe_set_report(coder, lm, folder=folder, texts=400, controls=controls)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert set(report["probing"]) == {"1_digit"}
     assert report["left_out"] == ["2_three"]
     assert report["mean"]["whole"] > 0.95
-    assert report["mean"]["coder"]["k1"] == report["probing"]["1_digit"]["coder"]["k1"]["value"]
+    own, against = report["probing"]["1_digit"], report["against_controls"]
+    for side in ("coder", "dimensions"):
+        assert report["mean"][side]["k1"] == own[side]["k1"]["value"]
+    same, others = (report["controls"][name] for name in ("same", "other"))
+    assert same["probing"]["1_digit"]["coder"] == own["coder"]
+    assert same["mean"]["coder"] == report["mean"]["coder"]
+    assert set(others["probing"]["1_digit"]) == {"positives", "latents", "coder"}
+    assert set(against) == {"1_digit k1", "1_digit k2", "1_digit k5"}
+    for found in against.values():
+        assert "same" in found["won_by"]
+        assert set(found["lift"]) == {"same", "other", "dimensions"}
 
 
 def test_long_texts_lose_their_beginning_and_padding_is_not_seen(

@@ -30,15 +30,20 @@ def test_concepts_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     sae(["mechanisms", "concepts", str(run), "--tokens", "5000"])
     report = read_json(run / "evaluation/mechanisms/topk.concepts.json")
     assert "digits" in report["probing"]
-    assert set(report["controls"]) == {"random_dictionary"}
+    assert set(report["controls"]) == {"random_dictionary", "train_rows"}
     whole = report["probing"]["digits"]["whole"]
     assert whole["low"] > 0.6  # tokens are in the residual stream of any model, trained or not
-    assert "digits" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "digits" in said
+    assert f"Left out are {len(report['left_out'])} concepts" in said
+    assert "none parses whole" in said  # text files: nothing says what is Python
     assert report["provenance"]["store"]["corpus"]
     require_provenance(report, run)
     page = (run / "evaluation/mechanisms/topk.concepts.html").read_text()
-    assert with_interval(whole) in page
+    assert with_interval(report["probing"]["digits"]["coder"]["k5"]) in page
+    assert f"{whole['value']:.3f}" in page
     assert "0.5 is guessing" in page
+    assert ">undecided</th>" in page
 
 
 def require_provenance(report: dict[str, Any], run: Path) -> None:
