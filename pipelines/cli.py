@@ -1,6 +1,5 @@
 """The command `sae`. Options of a run are keys of `pipelines.config.RunConfig`, nowhere else."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,9 @@ import click
 
 import sae
 from pipelines.arguments import config_of, switched
-from pipelines.config import RunConfig, whole_command
+from pipelines.config import RunConfig
+from pipelines.results import whole_command
+from pipelines.system_errors import of_memory, of_the_system
 from sae.base.config import describe
 from sae.base.errors import CheckFailure, UserError
 from sae.base.interrupts import Interrupted, raised_signals
@@ -25,8 +26,7 @@ STAGE_HELP = {
     "export": "Write each feature dictionary to one HDF5 file.",
 }
 EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True}
-NOT_USABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-NOT_USABLE_CODES = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+SEED = click.IntRange(0, 2**32 - 1)  # what numpy takes, and the settings of a run
 DEMO = Path(__file__).parent / "demo.yaml"
 
 
@@ -132,7 +132,7 @@ def _count(name: str, default: int, help: str) -> Callable[[Any], Any]:
 @_count("--tokens", 65_536, "Concepts: tokens of each split.")
 @_count("--texts", 600, "Probes: texts of each dataset.")
 @_count("--directions", 64, "Labels: random directions.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file; default: in the run.")
 def mechanisms_command(
     what: Literal["induction", "concepts", "probes", "labels"], folder: Path, **options: Any
@@ -161,11 +161,7 @@ def mechanisms_command(
 @click.option("--concurrency", default=4, show_default=True, help="Requests at a time.")
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds for one try.")
 @click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Decides features and passages.",
+    "--seed", type=SEED, default=0, show_default=True, help="Decides features and passages."
 )
 @click.option("--ask-again", is_flag=True, help="Also where the answer could not be read.")
 @click.option("--yes", is_flag=True, help="Send without asking.")
@@ -212,6 +208,8 @@ def _execute(config: RunConfig, only: str | None, start: str | None, dry_run: bo
         for task in todo:
             coders = " ".join(coder for coder in task.coders if coder)
             click.echo(f"would do {task.stage.name} {coders}".rstrip())
+        if len(todo) > 1 and todo[0].stage.name == "harvest" and not todo[0].forced:
+            click.echo("What follows the harvest is done if the store then holds other things.")
     if not todo:
         click.echo(f"{config.folder} is up to date.")
         if only == "evaluate" and config.evaluate.quick:
@@ -247,44 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except OSError as error:
-        sentence, code = _of_the_system(error)
+        sentence, code = of_the_system(error)
         if not sentence:
             raise
         _fail(sentence, code)
     except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
-        sentence = _of_memory(error)
+        sentence = of_memory(error)
         if not sentence:
             raise
         _fail(sentence, code=1)
-
-
-def _of_the_system(error: OSError) -> tuple[str, int]:
-    """The sentence and exit code of what the file system refused; ("", _) for a defect of ours."""
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"The disk is full{where}; make room and give the same command again: it goes on "
-            "from what is saved.",
-            1,
-        )
-    if isinstance(error, NOT_USABLE) or error.errno in NOT_USABLE_CODES:
-        return f"{error.strerror}{where}; give a path that can be read and written.", 2
-    return "", 2
-
-
-def _of_memory(error: MemoryError | RuntimeError) -> str:
-    """The sentence of an allocation that failed; "" for another error."""
-    torch = sys.modules.get("torch")  # not imported for this: what never was did not raise
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        what, where = "The GPU's memory", "; or choose `model.device=cpu`"
-    elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        what, where = "The main memory", ""
-    else:
-        return ""
-    return (
-        f"{what} ran out; lower `train.batch`, `train.window`, `harvest.batch` or the coders' "
-        f"`width`, or take fewer coders or sites at a time{where}."
-    )
 
 
 def _fail(sentence: str, code: int) -> None:

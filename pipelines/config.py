@@ -3,7 +3,6 @@
 `sae STAGE --help` is made from these declarations, and so is the check of a YAML file.
 """
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -302,14 +301,13 @@ class RunConfig(Section):
     def site_of(self, coder: CoderConfig) -> str:
         return coder.site or self.harvest.sites[0]
 
+    def training_of(self, coder: CoderConfig) -> dict[str, Any]:
+        """What decides its weights beside `train.recipe`, the activations and the code."""
+        return {**coder.model_dump(), "site": self.site_of(coder)}
+
     @property
     def store(self) -> Path:
         return self.folder / "activations.zarr"
 
     def coder_folder(self, name: str) -> Path:
         return self.folder / "coders" / name
-
-
-def whole_command(config: RunConfig) -> str:
-    """What makes the whole evaluation, where the one that is there is quick."""
-    return f"sae evaluate {shlex.quote(str(config.folder))} --full"

@@ -3,10 +3,16 @@
 from typing import Any
 
 from pipelines.begin import Begin, nothing
-from pipelines.config import RunConfig, whole_command
+from pipelines.config import RunConfig
 from pipelines.manifest import CONTROLS, code_hash
 from pipelines.progress import steps_progress
-from pipelines.results import folder_of, withdraw, withdraw_others
+from pipelines.results import (
+    folder_of,
+    require_sums,
+    whole_command,
+    withdraw,
+    withdraw_others,
+)
 from sae.base.errors import CheckFailure
 from sae.base.files import write_json
 from sae.coders import Coder, coder_hash, load_coder
@@ -22,6 +28,7 @@ def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     What was measured on other weights goes once this is measured, and no earlier: until `begin()`
     it is on record. When a check fails, all that stood goes.
     """
+    require_sums(folder_of(config))
     store = ActivationStore.open(config.store)
     coder = load_coder(config.coder_folder(name))
     weights = coder_hash(config.coder_folder(name))

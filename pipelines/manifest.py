@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic's, before Python 3.12
 
 import sae
 from sae.base.errors import UserError
-from sae.base.files import read_json, read_sealed_json, write_sealed_json
+from sae.base.files import read_json, read_sealed_json, write_sealed_json, write_text
 from sae.base.foreign import is_inside, reading
 from sae.base.locks import Lock
 
@@ -50,12 +50,16 @@ class Item(TypedDict):
 
 @dataclass(frozen=True)
 class Made:
-    """An item that is done: from what, where it lies, how long it took, what is worth knowing."""
+    """An item that is done: from what, where it lies, how long it took, what is worth knowing.
+
+    `identity` is the hash of what it is, where that may stay the same when it is made again.
+    """
 
     fingerprint: str
     outputs: Sequence[Path]
     seconds: float
     facts: Any
+    identity: str | None = None
 
 
 _FORM = TypeAdapter(dict[str, Item], config={"strict": True})
@@ -97,7 +101,7 @@ class Manifest:
             items = content["items"]
         return cls(path, items, content.get("configuration"))
 
-    def is_current(self, name: str, fingerprint: str) -> bool:
+    def is_current(self, name: str, fingerprint: str | None) -> bool:
         """Whether the item was made by exactly this, and its outputs are still there."""
         item = self.items.get(name)
         if item is None or item["fingerprint"] != fingerprint:
@@ -114,6 +118,7 @@ class Manifest:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "facts": one.facts,
                 "versions": versions(),
+                **({"identity": one.identity} if one.identity else {}),
             }
             for name, one in made.items()
         }
@@ -126,10 +131,15 @@ class Manifest:
             for name in names:
                 self.items.pop(name, None)
 
-    def configured(self, sha256: str) -> None:
-        """Notes the hash of the `run.yaml` that was just written."""
+    def configured(self, text: str) -> None:
+        """Writes `run.yaml` and notes its hash, with no other process in between."""
+        file, data = self.path.with_name("run.yaml"), text.encode()
+        digest = hashlib.sha256(data).hexdigest()
+        if self.configuration == digest and file.exists() and file.read_bytes() == data:
+            return
         with self._changing():
-            self.configuration = sha256
+            write_text(file, text)
+            self.configuration = digest
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.config import RunConfig
+from sae.base.commands import command
 from sae.base.errors import UserError
 from sae.base.files import read_json
-from sae.base.sums import require_intact, unseal
+from sae.base.sums import SUMS, read_sums, require_intact, unseal
 
 OF_ALL = ("report.html", "compare/*")  # what is made of the evaluations of all coders
 MECHANISMS = ("induction", "concepts", "probes", "labels", "explanations")
@@ -28,6 +29,25 @@ def files_of(name: str) -> list[str]:
 def mechanism_of(name: str, what: str) -> str:
     """What `sae mechanisms` writes of one coder; its page has the same name, but for `.html`."""
     return f"mechanisms/{name}.{what}.json"
+
+
+def whole_command(config: RunConfig) -> str:
+    """What makes the whole evaluation, where the one that is there is quick."""
+    return command("evaluate", config.folder, "--full")
+
+
+def require_sums(folder: Path) -> None:
+    """Raises `UserError`, before the work, if the sums to which its own are to be added cannot be
+    read: they are what vouches for the files of the other coders there.
+    """
+    if not (folder / SUMS).exists():
+        return
+    try:
+        read_sums(folder)
+    except UserError as error:
+        raise UserError(
+            f"{error} To do so, remove the whole of {folder} and give the same command."
+        ) from None
 
 
 def withdraw(config: RunConfig, name: str) -> None:
@@ -66,6 +86,6 @@ def require_current(config: RunConfig, names: Sequence[str]) -> None:
         if weights_of(folder / f"{name}.json") != coder_hash(config.coder_folder(name)):
             raise UserError(
                 f"{folder / name}.json is the evaluation of other weights than "
-                f"{config.coder_folder(name)} holds; run `sae evaluate {config.folder}` to "
-                "measure these."
+                f"{config.coder_folder(name)} holds; run `{command('evaluate', config.folder)}` "
+                "to measure these."
             )

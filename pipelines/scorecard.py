@@ -1,6 +1,5 @@
 """Stage scorecard: what each feature is worth, beside what its index already says of it."""
 
-import shlex
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from pipelines.alike import other_seeds
 from pipelines.begin import Begin, nothing
 from pipelines.config import RunConfig
 from pipelines.progress import steps_progress
+from sae.base.commands import command
 from sae.base.errors import CheckFailure, UserError
 from sae.base.sums import unseal
 from sae.coders import coder_hash, load_coder
@@ -27,7 +27,7 @@ def run(config: RunConfig, name: str, begin: Begin = nothing) -> dict[str, Any]:
     if coder_hash(config.coder_folder(name)) != index.meta["coder_hash"]:
         raise UserError(
             f"{folder} was built from other weights than {config.coder_folder(name)} holds; run "
-            f"`sae index {shlex.quote(str(config.folder))}` first."
+            f"`{command('index', config.folder)}` first."
         )
     coder = load_coder(config.coder_folder(name))
     others = [other.name for other in other_seeds(config.train.coders, name)]

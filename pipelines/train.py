@@ -10,7 +10,7 @@ import torch
 import sae
 from pipelines.begin import Begin, nothing
 from pipelines.config import CoderConfig, RunConfig
-from pipelines.manifest import CODE, code_hash
+from pipelines.identity import made_of
 from pipelines.progress import console, listed, progress
 from sae.base.devices import default_device, parse_device
 from sae.base.errors import UserError
@@ -52,10 +52,7 @@ def run(config: RunConfig, names: Sequence[str], begin: Begin = nothing) -> dict
     _check_memory(config, wanted, reader, steps)
     trainers = _trainers(config, wanted, store, steps)
     folder = config.folder / "coders"
-    coders = [coder.model_dump() for coder in wanted]
-    code = code_hash(*CODE["train"])
-    fingerprint = sha256_json([config.train.recipe, coders, store.attributes, code])
-    begin()
+    identity = made_of(config, wanted, store)
     with (
         progress(f"train {listed(names)}", steps * config.train.batch) as update,
         noted_signals() as stop,
@@ -65,12 +62,14 @@ def run(config: RunConfig, names: Sequence[str], begin: Begin = nothing) -> dict
             reader,
             folder,
             steps,
-            fingerprint=fingerprint,
+            fingerprint=sha256_json(identity),
+            made_of=identity,
             checkpoint_seconds=config.train.checkpoint_seconds,
             wandb_project=config.train.wandb,
             on_step=lambda step: update(step * config.train.batch),
             stop=stop,
             say=lambda sentence: console.print(sentence, markup=False),
+            begin=begin,
         )
     for trainer in trainers:
         coder = trainer.finished_coder(borrow=True)

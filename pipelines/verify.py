@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 RESULTS = {"evaluation": "evaluate", "export": "export"}  # folders of plain files: their stage
 CONTROLS = "controls"  # fitted for evaluations, and kept
-TRAINING = ("checkpoint",)  # in a coder's folder while it trains; checked by itself
+TRAINING = ("checkpoint", "wandb")
+"""In a coder's folder: what is there while it trains, checked by itself, and another program's."""
 COMMITS = ("checkpoint-*.json", ".checkpoint-*.partial")
 """Beside the coders' folders. A state that none of them names may be what a kill left."""
 

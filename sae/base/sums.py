@@ -65,16 +65,19 @@ def seal(folder: Path | str, patterns: Iterable[str]) -> None:
 
 
 def unseal(folder: Path | str, patterns: Iterable[str]) -> None:
-    """Removes the files that match (glob patterns), and their sums: they are no longer true."""
+    """Removes the files that match (glob patterns), and their sums: they are no longer true.
+
+    Nothing goes where the sums cannot be read: `UserError`.
+    """
     folder, patterns = Path(folder), list(patterns)
     if not folder.is_dir():
         return
     with Lock(folder / f".{SUMS}.lock", f"{folder / SUMS}", wait=True):
+        known = read_sums(folder) if (folder / SUMS).exists() else {}
         for pattern in patterns:
             for path in folder.glob(pattern):
                 if path.is_file():
                     path.unlink()
-        known = read_sums(folder) if (folder / SUMS).exists() else {}
         kept = {n: s for n, s in known.items() if not any(_under(Path(n), p) for p in patterns)}
         if kept != known:
             write_sums(folder, kept)
@@ -90,6 +93,35 @@ def problems_of(folder: Path | str, ignored: Iterable[str] = ()) -> list[str]:
         sums = read_sums(folder)
     except UserError as error:
         return [str(error)]
+    extra = [f"{folder / name}: extra" for name in _others(folder, sums, ignored)]
+    return _damage(folder, sums) + extra
+
+
+def damage_of(
+    folder: Path | str, patterns: Iterable[str] = ("*",), but: Iterable[str] = ()
+) -> list[str]:
+    """A sentence for each file that is missing or differs, of those that match `patterns` and
+    nothing of `but`. Folders without sums, and files that they do not name, pass.
+    """
+    folder, patterns, but = Path(folder), list(patterns), list(but)
+    if not (folder / SUMS).exists():
+        return []
+    try:
+        sums = read_sums(folder)
+    except UserError as error:
+        return [str(error)]
+    return _damage(
+        folder,
+        {
+            name: digest
+            for name, digest in sums.items()
+            if any(_under(Path(name), pattern) for pattern in patterns)
+            and not any(_under(Path(name), pattern) for pattern in but)
+        },
+    )
+
+
+def _damage(folder: Path, sums: dict[str, str]) -> list[str]:
     problems = []
     for name, digest in sums.items():
         path = folder / name
@@ -97,7 +129,7 @@ def problems_of(folder: Path | str, ignored: Iterable[str] = ()) -> list[str]:
             problems.append(f"{path}: missing")
         elif sha256_file(path) != digest:
             problems.append(f"{path}: not what was written ({path.stat().st_size:,} bytes now)")
-    return problems + [f"{folder / name}: extra" for name in _others(folder, sums, ignored)]
+    return problems
 
 
 def is_sealed(path: Path) -> bool:

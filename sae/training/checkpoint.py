@@ -1,7 +1,8 @@
 """Checkpoints of a whole list of coders: valid from one rename on, verified, the last two kept.
 
     coders/<name>/checkpoint/step-1000.pt     one per coder
-    coders/checkpoint-1000.json               step, fingerprint and the sha256 of each: it is valid
+    coders/checkpoint-1000.json               step, fingerprint, what that is the hash of, and the
+                                              sha256 of each file: it is valid
 
 A kill between the files leaves the checkpoints before untouched; what no `checkpoint-*.json` names
 is removed with the next one. A damaged checkpoint is passed over for the one before.
@@ -10,7 +11,7 @@ is removed with the next one. A damaged checkpoint is passed over for the one be
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ _LEFT = re.compile(r"step-\d+\.pt|\..*\.partial")
 Say = Callable[[str], object]
 
 
-def save_checkpoint(folder: Path, trainers: Sequence[CoderTrainer], fingerprint: str) -> Path:
+def save_checkpoint(
+    folder: Path,
+    trainers: Sequence[CoderTrainer],
+    fingerprint: str,
+    made_of: Mapping[str, Any] | None = None,
+) -> Path:
     """Saves every trainer at its present step; returns the file that makes it valid.
 
     Kept are this one and the one before of the same training. Checkpoints of later steps are
@@ -36,7 +42,8 @@ def save_checkpoint(folder: Path, trainers: Sequence[CoderTrainer], fingerprint:
     step = trainers[0].done
     sums = {t.name: _save(_state_file(folder, t.name, step), t.state_dict()) for t in trainers}
     commit = commit_file(folder, step)
-    write_sealed_json(commit, {"step": step, "fingerprint": fingerprint, "sha256_of": sums})
+    what: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "sha256_of": sums}
+    write_sealed_json(commit, {**what, "made_of": dict(made_of)} if made_of else what)
     earlier = [c for c in checkpoints(folder) if _step(c) < step and _is_of(c, fingerprint)]
     _remove_others(folder, [commit, *earlier[: KEPT - 1]])
     return commit
@@ -80,6 +87,22 @@ def load_checkpoint(
             "data or code; this one starts from step 0."
         )
     return 0
+
+
+def other_training(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint, with what it says, if all that can be read are of other trainings;
+    None if there is one of this training, or none at all.
+    """
+    others: list[tuple[Path, dict[str, Any]]] = []
+    for commit in checkpoints(folder):
+        try:
+            content = _committed(commit)
+        except UserError:  # `load_checkpoint` says so
+            continue
+        if content["fingerprint"] == fingerprint:
+            return None
+        others.append((commit, content))
+    return others[0] if others else None
 
 
 def verify_checkpoints(folder: Path) -> list[str]:
@@ -131,6 +154,7 @@ def _committed(commit: Path) -> dict[str, Any]:
     content = read_sealed_json(commit)
     names = content.get("sha256_of")
     fits = isinstance(names, dict) and all(is_inside(n) and "/" not in n for n in names)
+    fits = fits and isinstance(content.get("made_of", {}), dict)
     if not fits or content.get("step") != _step(commit) or "fingerprint" not in content:
         raise UserError(f"{commit} is damaged: it does not say which checkpoint is valid.")
     return content

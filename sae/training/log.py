@@ -2,21 +2,28 @@
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError
 from sae.base.files import write_text
-from sae.base.foreign import require_file
+from sae.base.foreign import read_bytes, require_file
 
 LONGEST_RECORD = 2**16
+WANDB_ID = "wandb/loupe-id"  # in the coder's folder, beside what wandb itself keeps there
 
 
 class TrainingLog:
-    """Appends records of one coder. On resume, what lies behind `step` is cut off first."""
+    """Appends records of one coder. On resume, what lies behind `step` is cut off first.
 
-    def __init__(self, folder: Path, step: int = 0, wandb_project: str | None = None) -> None:
+    `wandb_run` (of `start_wandb`) gets them too, and is finished with the log.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, wandb_run: Any = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "training.jsonl"
         kept = ""
@@ -26,7 +33,7 @@ class TrainingLog:
         write_text(self.path, kept)
         self._file = self.path.open("a")
         self._board = _tensorboard(folder / "tensorboard", purge_step=step + 1)
-        self._wandb = _wandb(wandb_project, folder)
+        self._wandb = wandb_run
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -70,13 +77,48 @@ def _tensorboard(folder: Path, purge_step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 
-def _wandb(project: str | None, folder: Path) -> Any:
-    if not project:
-        return None
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] -- an extra
-    except ImportError:
+def require_wandb(project: str | None) -> None:
+    """Raises `UserError` if Weights & Biases was asked for and is not installed."""
+    found = find_spec("wandb") if project else None
+    if project and (found is None or found.origin is None):  # a mere folder, as it makes itself
         raise UserError(
             "`wandb` was asked for but is not installed: pip install 'loupe-sae[wandb]'."
-        ) from None
-    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow")
+        )
+
+
+def start_wandb(project: str | None, folder: Path, *, resumed: bool) -> Any:
+    """A run of Weights & Biases for the coder of this folder; None if no project was asked for.
+
+    A training that is resumed goes on with the run that it began.
+    """
+    require_wandb(project)
+    if not project:
+        return None
+    import wandb  # pyright: ignore[reportMissingImports] -- an extra
+
+    known = _wandb_id(folder) if resumed else None
+    chosen = known or secrets.token_hex(8)
+    if not known:
+        write_text(folder / WANDB_ID, chosen + "\n")
+    try:
+        return wandb.init(
+            project=project,
+            name=folder.name,
+            dir=str(folder),
+            id=chosen,
+            resume="allow",
+            reinit="create_new",  # beside those of the coders that are trained with it
+        )
+    except Exception as error:  # of its own kinds: no login, no network, no such project
+        raise UserError(
+            f"Weights & Biases began no run ({error}); give `wandb login`, or set "
+            "WANDB_MODE=offline, or leave out `train.wandb`."
+        ) from error
+
+
+def _wandb_id(folder: Path) -> str | None:
+    try:
+        kept = read_bytes(folder / WANDB_ID, LONGEST_RECORD).decode("ascii", "replace").strip()
+    except (OSError, UserError):
+        return None
+    return kept if re.fullmatch(r"[0-9a-f]{16}", kept) else None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from sae.base.interrupts import Interrupted, StopRequest
 from sae.store import BatchSource
 from sae.training.checkpoint import Say, commit_file, load_checkpoint, save_checkpoint
 from sae.training.guard import require_finite_weights, require_sound_records
-from sae.training.log import TrainingLog
+from sae.training.log import TrainingLog, start_wandb
 from sae.training.trainer import CoderTrainer, StepLog
 
 MOST_SAVING = 0.1  # share of the time that checkpoints may take
@@ -21,7 +22,7 @@ Record = dict[str, float]
 OnLog = Callable[[int, dict[str, Record]], None]
 
 
-def _nothing(_sentence: str) -> None:
+def _nothing(*_said: object) -> None:
     """Nobody is told."""
 
 
@@ -32,6 +33,7 @@ def train(
     steps: int,
     *,
     fingerprint: str,
+    made_of: Mapping[str, Any] | None = None,
     log_every: int = 20,
     checkpoint_seconds: float = 60.0,
     wandb_project: str | None = None,
@@ -39,15 +41,17 @@ def train(
     on_log: OnLog | None = None,
     stop: StopRequest | None = None,
     say: Say = _nothing,
+    begin: Callable[[], object] = _nothing,
 ) -> dict[str, float]:
     """Trains all coders to `steps` on one pass of `reader`, from the last checkpoint if any.
 
-    Checkpoints are `checkpoint_seconds` apart, and further where saving one takes more than a
-    tenth of that; with 0 there is one after every step. `fingerprint` identifies the training; a
-    checkpoint of another one is not used, and `say` is told. `on_step(step)` and
-    `on_log(step, records)` only look. When `stop` has a number (of a signal), the step at work is
-    ended and saved. Returns {"steps", "seconds", "tokens", "waited_share"}: what this call did, and
-    the share of its time spent waiting for data.
+    Checkpoints are `checkpoint_seconds` apart, and further where saving one takes more than a tenth
+    of that; with 0 there is one after every step. `fingerprint` identifies the training (and
+    `made_of`, which is kept with the checkpoints, says what of); a checkpoint of another one is not
+    used, and `say` is told. `begin` is called when nothing is left to refuse, before anything
+    changes. `on_step(step)` and `on_log(step, records)` only look. When `stop` has a number (of a
+    signal), the step at work is ended and saved. Returns {"steps", "seconds", "tokens",
+    "waited_share"}: what this call did, and the share of its time spent waiting for data.
 
     Raises:
         Interrupted: `stop` asked for it; a checkpoint of the last step is there.
@@ -57,11 +61,10 @@ def train(
     start = load_checkpoint(folder, trainers, fingerprint, say)
     clock = _Clock(reader, start)
     with ExitStack() as open_things:
-        logs: dict[str, TrainingLog] = {}
-        for name in (trainer.name for trainer in trainers):
-            logs[name] = TrainingLog(folder / name, start, wandb_project)
-            open_things.callback(logs[name].close)
-        saver = _Saver(folder, trainers, list(logs.values()), fingerprint, checkpoint_seconds)
+        logs = _logs([t.name for t in trainers], folder, start, wandb_project, begin, open_things)
+        saver = _Saver(
+            folder, trainers, list(logs.values()), fingerprint, checkpoint_seconds, made_of
+        )
         if start:
             saver.last = commit_file(folder, start)
         batches = open_things.enter_context(closing(reader.batches(start)))
@@ -89,6 +92,26 @@ def train(
     return clock.facts(max(start, steps))
 
 
+def _logs(
+    names: Sequence[str],
+    folder: Path,
+    start: int,
+    wandb_project: str | None,
+    begin: Callable[[], object],
+    open_things: ExitStack,
+) -> dict[str, TrainingLog]:
+    """The coders' logs, which `open_things` closes. What Weights & Biases refuses comes first."""
+    runs = {}
+    for name in names:
+        runs[name] = start_wandb(wandb_project, folder / name, resumed=start > 0)
+    begin()
+    logs = {}
+    for name, run in runs.items():
+        logs[name] = TrainingLog(folder / name, start, run)
+        open_things.callback(logs[name].close)
+    return logs
+
+
 @dataclass
 class _Saver:
     """Saves checkpoints of sound weights, behind the log lines that they stand for."""
@@ -98,6 +121,7 @@ class _Saver:
     logs: Sequence[TrainingLog]
     fingerprint: str
     every_seconds: float
+    made_of: Mapping[str, Any] | None = None
     last: Path | None = None  # the last good checkpoint
     saved: float = field(default_factory=time.perf_counter)
     took: float = 0.0  # seconds that the last one took
@@ -115,7 +139,7 @@ class _Saver:
         require_finite_weights(self.trainers, step, self.last)
         for log in self.logs:
             log.sync()
-        self.last = save_checkpoint(self.folder, self.trainers, self.fingerprint)
+        self.last = save_checkpoint(self.folder, self.trainers, self.fingerprint, self.made_of)
         self.saved = time.perf_counter()
         self.took = self.saved - began
 

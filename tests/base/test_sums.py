@@ -9,7 +9,15 @@ import pytest
 
 from sae.base.errors import UserError
 from sae.base.files import QUIET, atomic_write, partial_of, read_sealed_json, write_sealed_json
-from sae.base.sums import SUMS, problems_of, read_sums, require_intact, seal, unseal
+from sae.base.sums import (
+    SUMS,
+    damage_of,
+    problems_of,
+    read_sums,
+    require_intact,
+    seal,
+    unseal,
+)
 
 
 @pytest.fixture
@@ -60,6 +68,28 @@ def test_what_is_unsealed_is_gone_from_the_folder_and_the_sums(folder: Path) -> 
     unseal(folder, ["a.txt", "nothing/*"])
     assert problems_of(folder) == []
     unseal(folder / "nowhere", ["*"])
+
+
+def test_nothing_goes_where_the_sums_cannot_be_read(folder: Path) -> None:
+    flip(folder / SUMS, 3, 0x20)
+    with pytest.raises(UserError, match="is damaged"):
+        unseal(folder, ["a.txt"])
+    assert (folder / "a.txt").exists()
+
+
+def test_damage_is_told_of_the_files_that_are_asked_for(folder: Path) -> None:
+    assert damage_of(folder) == []
+    flip(folder / "a.txt", 0, 1)
+    (folder / "inner" / "b.bin").unlink()
+    (folder / "extra").write_text("x")
+    missing, changed = f"{folder}/inner/b.bin: missing", f"{folder}/a.txt: not what was written"
+    assert [problem.partition(" (")[0] for problem in damage_of(folder)] == [changed, missing]
+    assert damage_of(folder, ["inner/*"]) == damage_of(folder, but=["a.txt"]) == [missing]
+    assert damage_of(folder, ["nothing"]) == []
+    flip(folder / SUMS, 3, 0x20)
+    assert "is damaged" in damage_of(folder, ["nothing"])[0]
+    (folder / SUMS).unlink()  # who changes a file on purpose deletes them
+    assert damage_of(folder) == []
 
 
 def test_missing_and_extra_files_are_named(folder: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from pipelines.manifest import Manifest
-from sae.base.files import sha256_file
 
 
 @pytest.fixture
@@ -16,6 +15,5 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     settings = yaml.safe_load((run / "run.yaml").read_text())
     settings["folder"] = str(run)
-    (run / "run.yaml").write_text(yaml.safe_dump(settings))
-    Manifest.open(run).configured(sha256_file(run / "run.yaml"))
+    Manifest.open(run).configured(yaml.safe_dump(settings))
     return run

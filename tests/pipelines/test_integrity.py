@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from pipelines.config import RunConfig
 from pipelines.manifest import Made, Manifest
 from pipelines.verify import verify
 from sae.base.config import load_config
+from sae.base.errors import UserError
+from sae.base.files import write_text
 from sae.base.locks import Lock
 from sae.base.sums import read_sums
 from sae.features import FeatureIndex
@@ -198,6 +201,39 @@ def test_a_folder_may_have_any_name(copy: Path, name: str) -> None:
     other = copy.parent / name
     copy.rename(other)
     assert f"{other} is up to date." in sae("run", str(other), "--dry-run").replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["[", "run[old]", "my run"])
+def test_paths_are_shown_as_they_are(copy: Path, name: str) -> None:
+    """No part of one is taken for markup; commands that are shown can be copied."""
+    other = copy.parent / name
+    if name == "[":
+        other = other / "a]"  # as a path: `[/a]`
+        other.parent.mkdir()
+    copy.rename(other)
+    said = sae("export", str(other), "--features", "1-5").replace("\n", "")
+    assert f"-> {other}/export/topk.h5" in said
+    (other / "manifest.json").unlink()
+    said = sae("export", str(other), code=2)
+    assert f"run `{shlex.join(['sae', 'index', str(other)])}` first" in said
+
+
+def test_run_yaml_and_its_hash_are_written_together(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other process can write one of them in between."""
+    held: list[str] = []
+
+    def write(path: Path, text: str) -> Path:
+        with pytest.raises(UserError, match="is in use"):
+            Lock(copy / ".manifest.lock", "the manifest")
+        held.append(path.name)
+        return write_text(path, text)
+
+    monkeypatch.setattr("pipelines.manifest.write_text", write)
+    sae("export", str(copy), "--features", "1-5")
+    assert held == ["run.yaml"]
+    assert "sound" in sae("verify", str(copy))
 
 
 def test_notes_are_a_part_of_what_is_exported(copy: Path) -> None:

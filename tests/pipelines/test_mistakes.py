@@ -237,6 +237,8 @@ def test_corpora(
         (["mechanisms", "concepts", "EMPTY", "--tokens", "-1"], "--tokens.*x>=1"),
         (["mechanisms", "probes", "EMPTY", "--texts", "0"], "--texts.*x>=1"),
         (["mechanisms", "labels", "EMPTY", "--directions", "0"], "--directions.*x>=1"),
+        (["mechanisms", "concepts", "EMPTY", "--seed", "9" * 20], "--seed.*x<=4294967295"),
+        (["explain", "EMPTY", "--seed", "9" * 20], "--seed.*x<=4294967295"),
         (["trian"], "No such command"),
         (["run", "--dry-run=maybe"], "does not take a value"),
         (["info"], "Missing argument"),

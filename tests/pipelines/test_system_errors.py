@@ -41,6 +41,27 @@ def test_another_error_of_torch_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
         sae("run")
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.EMFILE, r"Too many files are open at a time \(/there\); raise the limit"),
+        (errno.ENFILE, "Too many files are open at a time"),
+        (errno.EIO, r"The disk could not be read or written \(/there\)"),
+        (errno.ENOSPC, r"The disk is full \(/there\)"),
+    ],
+)
+def test_what_the_system_has_no_more_of(
+    code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code), "/there")
+
+    monkeypatch.setattr("pipelines.cli.config_of", fail)
+    said = one_sentence(sae("run", code=1))
+    assert re.search(message, said), said
+    assert "give the same command again" in said
+
+
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP])
 def test_a_path_that_the_system_refuses(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:

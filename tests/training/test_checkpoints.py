@@ -17,6 +17,7 @@ from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import (
     checkpoints,
     load_checkpoint,
+    other_training,
     remove_checkpoints,
     save_checkpoint,
     verify_checkpoints,
@@ -135,6 +136,38 @@ def test_another_training_says_that_it_starts_anew(store: ActivationStore, tmp_p
     run(store, tmp_path, fingerprint="other", say=told.append)
     assert "checkpoint of step 9" in told[0]
     assert verify_checkpoints(tmp_path) == []
+
+
+def test_the_checkpoint_of_another_training_says_what_that_is(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    assert other_training(tmp_path, "f") is None
+    with pytest.raises(ZeroDivisionError):
+        run(store, tmp_path, on_step=stop_at(10, ZeroDivisionError()), made_of={"batch": 64})
+    assert other_training(tmp_path, "f") is None
+    other = other_training(tmp_path, "g")
+    assert other is not None
+    assert other[0].name == "checkpoint-9.json"
+    assert other[1]["made_of"] == {"batch": 64}
+    assert set(other[1]["sha256_of"]) == set(NAMES)
+
+
+def test_what_is_refused_changes_nothing(store: ActivationStore, tmp_path: Path) -> None:
+    """`begin` comes when no checkpoint is left to refuse, and before the logs are cut."""
+    interrupted(store, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    begun: list[int] = []
+
+    def begin() -> None:
+        begun.append(len([p for p in before if p.read_bytes() == before[p]]))
+
+    run(store, tmp_path, begin=begin)
+    assert begun == [len(NAMES)]
+    for state in (tmp_path / "b" / "checkpoint").iterdir():
+        spoil(state, "flip")
+    with pytest.raises(UserError, match="can be read"):
+        run(store, tmp_path, begin=begin)
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
