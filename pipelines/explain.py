@@ -16,6 +16,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.locks import at_work
 from pipelines.progress import console, steps_progress, with_interval
 from sae.base.errors import UserError
 from sae.base.files import write_json
@@ -45,32 +46,33 @@ def explain(
     `asked`: see `_endpoint`.
     """
     endpoint = _endpoint(**asked)
-    index = FeatureIndex.open(run / "features" / coder)
-    report = report_path(run, coder)
-    explainer = Explainer(
-        index,
-        _chosen(index, features, most, seed),
-        endpoint,
-        run / "explanations" / f"{coder}.jsonl",
-        passages=passages,
-        seed=seed,
-        before=report,
-        ask_again=ask_again,
-    )
-    estimate = explainer.estimate()
-    _say(explainer, estimate, price_in, price_out)
-    if estimate.requests and not (yes or _consent()):
-        console.print("Nothing was sent.")
-        return
+    with at_work(run, f"explain-{coder}"):
+        index = FeatureIndex.open(run / "features" / coder)
+        report = report_path(run, coder)
+        explainer = Explainer(
+            index,
+            _chosen(index, features, most, seed),
+            endpoint,
+            run / "explanations" / f"{coder}.jsonl",
+            passages=passages,
+            seed=seed,
+            before=report,
+            ask_again=ask_again,
+        )
+        estimate = explainer.estimate()
+        _say(explainer, estimate, price_in, price_out)
+        if estimate.requests and not (yes or _consent()):
+            console.print("Nothing was sent.")
+            return
 
-    def keep(found: dict[str, Any]) -> None:
-        write_json(report, found)
-        seal(run / "evaluation", [f"{report.parent.name}/{report.name}"])
+        def keep(found: dict[str, Any]) -> None:
+            write_json(report, found)
+            seal(run / "evaluation", [f"{report.parent.name}/{report.name}"])
 
-    with steps_progress(f"explain {coder}") as tell:
-        found = explainer.run(tell, keep)
-    _print(found)
-    console.print(f"{report}")
+        with steps_progress(f"explain {coder}") as tell:
+            found = explainer.run(tell, keep)
+        _print(found)
+        console.print(f"{report}")
 
 
 def _endpoint(

@@ -19,13 +19,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.locks import at_work
 from pipelines.mechanism_tables import TABLES
 from pipelines.progress import steps_progress
 from pipelines.results import mechanism_of
 from sae.base.errors import UserError
 from sae.base.files import write_json
 from sae.base.sums import seal
-from sae.coders import Coder, coder_hash, load_coder
+from sae.coders import Coder, check_fit, coder_hash, load_coder
 from sae.explain.control import label_control
 from sae.features import FeatureIndex
 from sae.features.effects import promoted_tokens, unembedding
@@ -62,6 +63,7 @@ class Subject:
         coder, weights = load_coder(folder), coder_hash(folder)
         store = ActivationStore.open(run / "activations.zarr")
         lm = load_lm(str(store.attributes["model"]["name"]), device="cpu", dtype="float32")
+        check_fit(coder, store, lm)
         return cls(name, weights, coder, store, lm)
 
 
@@ -158,16 +160,17 @@ def report(
     if out is not None and out.suffix == ".html":
         raise UserError(f"{out} is where the page would go; give the name of a JSON file.")
     began, console = time.monotonic(), Console(width=180)
-    of = Subject.open(run, coder)
-    with steps_progress(f"{what} {coder}") as progress:
-        if what == "induction":
-            found = induction(of, sequences, seed, progress)
-        elif what == "probes":
-            found = probes(of, texts, seed, progress)
-        elif what == "labels":
-            found = labels(of, run, directions, seed)
-        else:
-            found = concepts(of, tokens, seed, progress)
+    with at_work(run, f"mechanisms-{coder}"):
+        of = Subject.open(run, coder)
+        with steps_progress(f"{what} {coder}") as progress:
+            if what == "induction":
+                found = induction(of, sequences, seed, progress)
+            elif what == "probes":
+                found = probes(of, texts, seed, progress)
+            elif what == "labels":
+                found = labels(of, run, directions, seed)
+            else:
+                found = concepts(of, tokens, seed, progress)
     store = of.store if what in ("concepts", "labels") else None  # the others score none of it
     said = describe_report(of.coder, of.weights, of.lm, began, seed, store)
     tables = TABLES[what](found)
