@@ -148,9 +148,9 @@ def test_verify_looks_at_kept_answers(copy: Path) -> None:
 
 
 def test_labels_against_random_directions(copy: Path) -> None:
-    output = sae("mechanisms", "labels", str(copy), "--directions", "8")
+    output = sae("mechanisms", "labels", str(copy), "--directions", "24")
     assert "random directions" in output
     report = read_json(copy / "evaluation/mechanisms/topk.labels.json")
-    assert len(report["pairs"]) == 8
+    assert len(report["pairs"]) == 24
     assert report["difference"]["auc"]["pairs"] > 0
     assert "sound" in sae("verify", str(copy))
