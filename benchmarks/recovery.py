@@ -36,6 +36,7 @@ from benchmarks.recovery_systems import (
     D_OUT,
     PEERS,
     SKLEARN,
+    WIDTH,
     Data,
     Found,
     Size,
@@ -44,10 +45,11 @@ from benchmarks.recovery_systems import (
     loupe,
     peer,
     sklearn,
+    truth_of,
 )
 from sae.base.files import read_json, write_json
 from sae.coders.registry import TRAINABLE
-from sae.metrics.recovery import recovery_of
+from sae.metrics.recovery import chance_mcc, recovery_of
 from sae.synthetic_sites import TwoSiteTruth
 
 HERE = Path(__file__).parent
@@ -158,12 +160,18 @@ def line(row: Row) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: means over seeds, the MCC of each seed, and that of each rate that was tried."""
+    """Markdown: means over seeds, the MCC of each seed, and that of each rate that was tried;
+    first of each case, what a random dictionary of the same shape has.
+    """
     last = ("MCC of each seed", "seconds", "rate", "MCC of each rate, first seed")
     head = ["case", "system", "architecture", *COLUMNS, *last]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     keys = dict.fromkeys((r["case"], *_system(r)) for r in rows)
+    said = set[str]()
     for case, *system in sorted(keys, key=lambda key: key[0]):
+        if case not in said:
+            lines.append(_chance(case, sorted({r["seed"] for r in rows if r["case"] == case})))
+            said.add(case)
         mine = [r for r in rows if r["case"] == case and _system(r) == tuple(system)]
         rate, tried = None, ""
         if tuple(system) in TUNED:
@@ -179,6 +187,18 @@ def table(rows: list[Row]) -> str:
         shown = "" if rate is None else f"{rate:g} x"
         lines.append(" | ".join([case, *system, *means, each, seconds, shown, tried]))
     return "\n".join(f"| {text} |" for text in lines)
+
+
+def _chance(case: str, seeds: list[int]) -> str:
+    """A line of the table: the MCC of random directions, which nothing has learned."""
+    found: dict[str, list[float]] = {}
+    for seed in seeds:
+        truth = truth_of(case, seed)
+        for column, true_nD in (("mcc", truth.target_nD), ("mcc_encoder", truth.dictionary_nD)):
+            found.setdefault(column, []).append(chance_mcc(true_nD, WIDTH, seed))
+    means = [_number(_mean([*found.get(column, [])])) for column in COLUMNS]
+    each = ", ".join(map(_number, found["mcc"]))
+    return " | ".join([case, "random dictionary", "-", *means, each, "-", "", ""])
 
 
 def _recipes() -> dict[str, Any]:

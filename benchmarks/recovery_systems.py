@@ -123,13 +123,18 @@ def fits(architecture: str, case: str) -> bool:
     return (architecture in TWO_SITES) == (case in D_OUT)
 
 
+def truth_of(case: str, seed: int) -> SyntheticTruth:
+    recipe = replace(CASES[case], seed=seed)
+    return TwoSiteTruth(recipe, D_OUT[case]) if case in D_OUT else SyntheticTruth(recipe)
+
+
 def draw(case: str, seed: int, size: Size, folder: Path) -> Data:
     """Writes the rows of a case. The dictionary, too, is another one for each seed."""
-    recipe = replace(CASES[case], seed=seed)
-    if case in D_OUT:
-        stream: SyntheticStream = TwoSiteStream(TwoSiteTruth(recipe, D_OUT[case]), size.batch)
+    truth = truth_of(case, seed)
+    if isinstance(truth, TwoSiteTruth):
+        stream: SyntheticStream = TwoSiteStream(truth, size.batch)
     else:
-        stream = SyntheticStream(SyntheticTruth(recipe), size.batch)
+        stream = SyntheticStream(truth, size.batch)
     test = SyntheticStream(stream.truth, TEST_ROWS, seed=1).sample(0)
     data = Data(stream, test, folder, size.samples // size.batch, seed)
     files = {

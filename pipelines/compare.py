@@ -2,7 +2,7 @@
 L0, and what coders of other seeds and widths have in common.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -38,7 +38,7 @@ def run(config: RunConfig, begin: Begin = nothing) -> dict[str, Any]:
     with reading(f"What lies in {folder}", "run `sae evaluate` again"):
         write_report_index(evaluations, folder / "report.html", "compare/comparison.html")
         found = compare(evaluations, {c.name: (family_name(c), c.seed) for c in coders})
-    found["stability"] = _stability(config)
+    found["stability"] = _stability(config, evaluations)
     write_json(folder / "compare" / "comparison.json", found)
     write_comparison(found, folder / "compare" / "comparison.html")
     write_text(folder / "compare" / "core.csv", core_table(evaluations, config.folder.name))
@@ -58,12 +58,20 @@ def pairs(coders: Sequence[CoderConfig]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _stability(config: RunConfig) -> list[dict[str, Any]]:
+def never_scored(evaluations: Mapping[str, Mapping[str, Any]]) -> set[int]:
+    """Ids of BOS, EOS and PAD, as the evaluations name them: here no model is loaded."""
+    with reading("The list of tokens that are never scored", "run `sae evaluate` again"):
+        return {int(i) for e in evaluations.values() for i in e["provenance"]["special"]}
+
+
+def _stability(
+    config: RunConfig, evaluations: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     wanted, found = pairs(config.train.coders), []
     if not wanted:
         return []
     store = ActivationStore.open(config.store)
-    sample = draw(store, "heldout", ALIVE_TOKENS, {store.spec.bos})
+    sample = draw(store, "heldout", ALIVE_TOKENS, never_scored(evaluations))
     alive: dict[str, Any] = {}
     with progress("compare: stability", len(wanted), unit="pairs") as update:
         for done, (a, b, what) in enumerate(wanted, 1):

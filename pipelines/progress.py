@@ -113,6 +113,6 @@ def with_interval(entry: dict[str, Any] | None) -> str:
     """`0.812 [0.790, 0.834]` of a number with its interval; `-` where there is none."""
     if entry is None or entry["value"] is None:
         return "-"
-    if entry["low"] is None:
+    if entry["low"] is None or entry["high"] is None:
         return f"{entry['value']:.3f}"
     return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"

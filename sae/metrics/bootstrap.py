@@ -2,6 +2,9 @@
 
 Tokens of one document are not independent, so whole documents are drawn with replacement.
 All metrics of a table are recomputed on the same draws, so what combines two of them is paired.
+
+Percentiles of resamples of a few units are much too narrow (four units have 35 different
+resamples), so below `MIN_UNITS` there is no interval.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,10 +16,11 @@ from sae.metrics.sums import Sums
 
 RESAMPLES = 1000
 LEVEL = 0.95
+MIN_UNITS = 10  # with fewer there is no interval
 LEAST_DEFINED = 0.95  # of the resamples; with fewer, an interval would be of something else
 RESAMPLES_AT_A_TIME = 125  # bounds the (R, F) tables of the sparsity metrics
 
-Entry = dict[str, float | int | None]  # value, low, high, tokens
+Entry = dict[str, float | int | None]  # value, low, high, tokens, units
 
 
 def draws(units: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -31,12 +35,13 @@ def entries(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Entry]:
-    """Value, interval and token count of each metric, from sums (U, ...) per unit.
+    """Value, interval and counts of tokens and units of each metric, from sums (U, ...) per unit.
 
-    `table["count"]` says which units hold tokens at all; the others are no part of the sample.
-    With fewer than two units there is no interval: low and high are None. A value that does
-    not exist (a ratio with an empty denominator) is None too; JSON never holds NaN. An end of an
-    interval that is infinite is None, and both are where too many resamples have no value.
+    `table["count"]` says which units hold tokens at all; the others are no part of the sample, and
+    are not counted in `units`. With fewer than `MIN_UNITS` of them there is no interval: low and
+    high are None. A value that does not exist (a ratio with an empty denominator) is None too;
+    JSON never holds NaN. An end of an interval that is infinite is None, and both are where too
+    many resamples have no value.
     """
     metrics = list(metrics)
     used = table["count"] > 0
@@ -46,29 +51,32 @@ def entries(
     resampled: dict[str, list[np.ndarray]] = {m.name: [] for m in metrics}
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {m.name: float(m.compute(whole)[0]) for m in metrics}
-        if units > 1:
+        if units >= MIN_UNITS:
             weights = draws(units, seed, resamples)
             for start in range(0, resamples, RESAMPLES_AT_A_TIME):
                 part = Sums(kept, weights[start : start + RESAMPLES_AT_A_TIME])
                 for m in metrics:
                     resampled[m.name].append(m.compute(part))
-    return {
-        m.name: _entry(m, values[m.name], resampled[m.name], round(float(whole[m.count][0])))
-        for m in metrics
-    }
+    found: dict[str, Entry] = {}
+    for m in metrics:
+        low, high = _interval(m, values[m.name], resampled[m.name])
+        counts = {"tokens": round(float(whole[m.count][0])), "units": units}
+        found[m.name] = {"value": _finite(values[m.name]), "low": low, "high": high, **counts}
+    return found
 
 
-def _entry(metric: Metric, value: float, resampled: list[np.ndarray], tokens: int) -> Entry:
-    if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "tokens": tokens}
+def _interval(
+    metric: Metric, value: float, resampled: list[np.ndarray]
+) -> tuple[float | None, float | None]:
     found = np.concatenate(resampled) if resampled else np.empty(0)
     defined = found[~np.isnan(found)]
-    if len(defined) < LEAST_DEFINED * len(found) or not len(found):
-        return {"value": value, "low": None, "high": None, "tokens": tokens}
+    known = bool(np.isfinite(value)) and len(found) > 0
+    if not known or len(defined) < LEAST_DEFINED * len(found):
+        return None, None
     if metric.recentred:
         defined = np.clip(defined - defined.mean() + value, 0, 1)
     low, high = map(_finite, _quantiles(defined))
-    return {"value": value, "low": low, "high": high, "tokens": tokens}
+    return low, high
 
 
 def _quantiles(found: np.ndarray) -> np.ndarray:

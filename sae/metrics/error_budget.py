@@ -12,9 +12,10 @@ each step's gain is a part of the budget:
     rest
 
 `amounts` and `choice` are the amortisation gap: what the dictionary could do and its encoder does
-not. Pursuit is greedy, so that `choice` may be below 0: then the encoder chooses better. Factors
-and refits are non-negative where the coder's codes are. `dead_width` is what a single resampling
-would gain, so a lower bound.
+not. Pursuit is greedy: on a token where it does worse than what stood there, that is kept, so that
+no later part is of an error that pursuit has made. Factors and refits are non-negative where the
+coder's codes are. The best choice, the best use of silent latents and the best linear map are not
+known: `LOWER_BOUNDS` are gained at least, and `rest` is at most what is left.
 """
 
 from collections.abc import Callable
@@ -26,12 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae.base.devices import in_float64
 from sae.coders import Coder, Codes, Support
 from sae.coders.refit import least_squares, orthogonal_matching_pursuit
 from sae.kernels import kernels_for
 from sae.metrics.bootstrap import Entry, entries
 from sae.metrics.controls.base import best_scale
+from sae.metrics.linear_part import linear_part
 from sae.metrics.reconstruction import total_variance
 from sae.metrics.registry import Metric
 from sae.metrics.sample import Sample
@@ -39,10 +40,11 @@ from sae.metrics.sums import DocumentSums, Sums
 
 STEPS = ("encoder", "rescaled", "refitted", "pursued", "revived", "linear")
 PARTS = ("shrinkage", "amounts", "choice", "dead_width", "linear", "rest")
+LOWER_BOUNDS = ("choice", "dead_width", "linear")
+ALONE = "pursuit alone"  # the error of pursuit on every token, better or not
 ROWS = 512  # rows that are pursued between two words of progress
 REVIVERS = 512  # train rows whose residuals may take the place of silent latents
-FOLDS = 2
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the mean eigenvalue
+LEVELS = 32  # numbers of latents that pursuit is made with
 Tell = Callable[[int, int], None]
 
 
@@ -82,73 +84,116 @@ def error_budget(
     `alive_F` says which latents fired within `alive_within` tokens; the others are the dead width.
     `train` is what these are revived from.
     """
-    active, errors = _errors(coder, held, train, alive_F, seed, tell)
+    codes = coder.encode(held.given_BD)
+    errors = _errors(coder, codes, held, train, alive_F, seed, tell)
+    linear_BD, fitted_on = linear_part(held.given_BD, errors["revived"], held.unit_B)
+    errors["linear"] = errors["revived"] - linear_BD
+    squares = {step: error_BD.square().sum(1).cpu() for step, error_BD in errors.items()}
     sums = DocumentSums(held.units)
     centred_BD = (held.wanted_BD - held.wanted_BD.mean(0)).cpu()
-    sums.add(
-        held.unit_B,
-        count=torch.ones(len(centred_BD)),
-        c2=centred_BD.square().sum(1),
-        centred=centred_BD,
-        **{step: error_BD.square().sum(1).cpu() for step, error_BD in errors.items()},
-    )
-    found = entries(sums.arrays(), [_step(step) for step in STEPS], seed)
+    ones_B, c2_B = torch.ones(len(centred_BD)), centred_BD.square().sum(1)
+    sums.add(held.unit_B, count=ones_B, c2=c2_B, centred=centred_BD, **squares)
+    found = entries(sums.arrays(), [_step(step) for step in (*STEPS, ALONE)], seed)
     shares = entries(sums.arrays(), [_part(i) for i in range(len(PARTS))], seed)
+    better_on = float((squares[ALONE] < squares["refitted"]).double().mean())
     return {
         "parts": {part: shares[part]["value"] for part in PARTS},
         "intervals": {part: _ends(shares[part]) for part in PARTS},
+        "lower_bounds": list(LOWER_BOUNDS),
+        "pursuit_alone": {"fvu": found.pop(ALONE), "better_on": better_on},
         "fvu": found,
         "tokens": len(centred_BD),
         "over": held.over,
-        "units": len(held.unit_B.unique()),
-        "pursued_latents": active,
+        "units": sums.filled,
+        "pursued_latents": float(_levels(codes).double().mean()),
+        "linear_fitted_on": fitted_on,
         "silent": {"latents": int((~alive_F).sum()), "tokens": alive_within},
     }
 
 
 def _errors(
-    coder: Coder, held: Rows, train: Rows, alive_F: np.ndarray, seed: int, tell: Tell
-) -> tuple[int, dict[str, Tensor]]:
-    """Latents that pursuit may take on each row; x − x̂ of every step (B, D)."""
-    codes = coder.encode(held.given_BD)
-    wanted_BD = held.wanted_BD - coder.without_codes(held.given_BD)
+    coder: Coder,
+    codes: Codes,
+    held: Rows,
+    train: Rows,
+    alive_F: np.ndarray,
+    seed: int,
+    tell: Tell,
+) -> dict[str, Tensor]:
+    """x − x̂ (B, D) of every step but the last, and of pursuit alone."""
+    target_BD = held.wanted_BD - coder.without_codes(held.given_BD)
     W_FD = coder.W_dec_FD.detach()
     nonnegative = bool((codes.acts_N >= 0).all())
-    active = max(1, round(float(in_float64(codes.l0()).mean())))
     first_BD = _decode(codes, W_FD)
-    scale = best_scale(wanted_BD, first_BD)
+    scale = best_scale(target_BD, first_BD)
     _, indices_N, offsets_B1 = codes.ragged()  # latents that are chosen but 0 are not active
     support = Support(indices_N, offsets_B1, codes.width)
-    refitted = least_squares(wanted_BD, W_FD, support, nonnegative=nonnegative)
+    refitted = least_squares(target_BD, W_FD, support, nonnegative=nonnegative)
+    refitted_BD = target_BD - _decode(refitted, W_FD)
     silent = torch.from_numpy(np.flatnonzero(~alive_F)).to(W_FD.device)
-    done, passes = 0, (2 * len(wanted_BD) + REVIVERS if len(silent) else len(wanted_BD))
-
-    def pursue(target_BD: Tensor, dictionary_FD: Tensor) -> Tensor:
-        nonlocal done
-        left = []
-        for part in target_BD.split(ROWS):
-            found = orthogonal_matching_pursuit(
-                part, dictionary_FD, active, nonnegative=nonnegative
-            )
-            left.append(part - _decode(found, dictionary_FD))
-            done += len(part)
-            tell(min(done, passes), passes)
-        return torch.cat(left)
-
-    pursued_BD = revived_BD = pursue(wanted_BD, W_FD)
+    some = slice(None, None, max(1, len(train.wanted_BD) // REVIVERS))
+    given_BD, wanted_BD = train.given_BD[some], train.wanted_BD[some]
+    rows = 2 * len(target_BD) + len(wanted_BD) if len(silent) else len(target_BD)
+    pursuit = _Pursuit(nonnegative, tell, rows)
+    alone_BD = pursuit.leaves(target_BD, W_FD, codes)
+    pursued_BD = revived_BD = _better(refitted_BD, alone_BD)
     if len(silent):
-        target_BD = train.wanted_BD - coder.without_codes(train.given_BD)
-        left_BD = pursue(target_BD[:: max(1, len(target_BD) // REVIVERS)], W_FD)
-        revived_BD = pursue(wanted_BD, _revived(W_FD, silent, left_BD, seed))
-    tell(passes, passes)
-    return active, {
-        "encoder": wanted_BD - first_BD,
-        "rescaled": wanted_BD - max(0.0, scale) * first_BD,
-        "refitted": wanted_BD - _decode(refitted, W_FD),
+        spare_BD = wanted_BD - coder.without_codes(given_BD)
+        left_BD = pursuit.leaves(spare_BD, W_FD, coder.encode(given_BD))
+        revived_FD = _revived(W_FD, silent, left_BD, seed)
+        revived_BD = _better(pursued_BD, pursuit.leaves(target_BD, revived_FD, codes))
+    return {
+        "encoder": target_BD - first_BD,
+        "rescaled": target_BD - max(0.0, scale) * first_BD,
+        "refitted": refitted_BD,
         "pursued": pursued_BD,
         "revived": revived_BD,
-        "linear": revived_BD - _linear_part(held.given_BD, revived_BD, held.unit_B),
+        ALONE: alone_BD,
     }
+
+
+@dataclass
+class _Pursuit:
+    """Orthogonal matching pursuit of rows, with as many latents on each as the encoder gave it."""
+
+    nonnegative: bool
+    tell: Tell
+    rows: int  # that will be pursued in all
+    done: int = 0
+
+    def leaves(self, target_BD: Tensor, W_FD: Tensor, codes: Codes) -> Tensor:
+        """(B, D) what is left of each row; `codes` are the encoder's."""
+        level_B, left_BD = _levels(codes), torch.empty_like(target_BD)
+        for level in level_B.unique().tolist():
+            for part in (level_B == level).nonzero()[:, 0].split(ROWS):
+                found = orthogonal_matching_pursuit(
+                    target_BD[part], W_FD, level, nonnegative=self.nonnegative
+                )
+                left_BD[part] = target_BD[part] - _decode(found, W_FD)
+                self.done += len(part)
+                self.tell(self.done, self.rows)
+        return left_BD
+
+
+def _levels(codes: Codes) -> Tensor:
+    """(B,) latents that pursuit may take on each row: the encoder's L0 there, and at least one.
+
+    Rows are put into `LEVELS` groups of like L0, each of which has its mean: pursuit is made of
+    many rows at a time. Of a coder with the same L0 on every row, that is all of them.
+    """
+    l0_B = codes.l0().cpu().double()
+    level_B = torch.ones(len(l0_B), dtype=torch.int64)
+    for part in l0_B.argsort(stable=True).tensor_split(LEVELS):
+        if len(part):
+            level_B[part] = max(1, round(float(l0_B[part].mean())))
+    return level_B
+
+
+def _better(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+    """Of two errors of each row, the smaller."""
+    return torch.where(
+        (other_BD.square().sum(1) < one_BD.square().sum(1))[:, None], other_BD, one_BD
+    )
 
 
 def _decode(codes: Codes, W_FD: Tensor) -> Tensor:
@@ -165,40 +210,6 @@ def _revived(W_FD: Tensor, silent: Tensor, left_BD: Tensor, seed: int) -> Tensor
     revived_FD = W_FD.clone()
     revived_FD[silent] = F.normalize(left_BD[drawn.to(left_BD.device)], dim=1)
     return revived_FD
-
-
-def _linear_part(given_BD: Tensor, error_BD: Tensor, unit_B: Tensor) -> Tensor:
-    """What a ridge regression on x predicts of the error, fitted on the other documents.
-
-    Documents are split into two folds; the penalty is chosen in the fold that is fitted on, by
-    leaving one row out (Allen's PRESS). Where a fold is empty, nothing is predicted.
-    """
-    found_BD = torch.zeros_like(error_BD)
-    fold_B = (unit_B.unique(return_inverse=True)[1] % FOLDS).to(given_BD.device)
-    for fold in range(FOLDS):
-        fit_B, use_B = fold_B != fold, fold_B == fold
-        if bool(fit_B.any()) and bool(use_B.any()):
-            predict = _ridge(in_float64(given_BD[fit_B]), in_float64(error_BD[fit_B]))
-            found_BD[use_B] = predict(in_float64(given_BD[use_B])).to(error_BD)
-    return found_BD
-
-
-def _ridge(x_BD: Tensor, y_BD: Tensor) -> Callable[[Tensor], Tensor]:
-    mean_x, mean_y = x_BD.mean(0), y_BD.mean(0)
-    U_BR, s_R, Vh_RD = torch.linalg.svd(x_BD - mean_x, full_matrices=False)
-    projected_RO = U_BR.T @ (y_BD - mean_y)
-    best = (float("inf"), 0.0)
-    for share in RIDGES:
-        ridge = share * float(s_R.square().mean())
-        shrink_R = s_R.square() / (s_R.square() + ridge).clamp_min(1e-300)
-        leverage_B = U_BR.square() @ shrink_R + 1 / len(x_BD)
-        left_BO = y_BD - mean_y - U_BR @ (shrink_R[:, None] * projected_RO)
-        press = float((left_BO / (1 - leverage_B).clamp_min(1e-6)[:, None]).square().sum())
-        best = min(best, (press, ridge))
-    divided_R = s_R / (s_R.square() + best[1]).clamp_min(1e-300)
-    A_DO = Vh_RD.T @ (divided_R[:, None] * projected_RO)
-    none = best[0] >= float((y_BD - mean_y).square().sum())  # no penalty beats the mean
-    return lambda new_BD: mean_y + (0.0 if none else (new_BD - mean_x) @ A_DO)
 
 
 def _fvu(s: Sums, step: str) -> np.ndarray:

@@ -31,7 +31,7 @@ def estimate(
 def estimate_mean(values_U: npt.NDArray[np.floating], tokens: int, seed: int = 0) -> Entry:
     """The mean over units; None without any."""
     if not len(values_U):
-        return {"value": None, "low": None, "high": None, "tokens": tokens}
+        return {"value": None, "low": None, "high": None, "tokens": tokens, "units": 0}
     return estimate(lambda s: s["value"] / s["count"], {"value": values_U}, tokens, seed)
 
 

@@ -151,7 +151,8 @@ def evaluate(
             "quick": quick,
             "budget": asdict(budget),
             **found["counted"],
-            "interval": provenance.describe_interval(*parts),
+            "special": sorted(special),
+            "interval": provenance.describe_interval(found["resampled"]),
             **provenance.describe_run(device, started),
         },
     }
@@ -177,7 +178,9 @@ class _Job:
 def _numbers(
     job: _Job, held: Part, heard: Part, chosen: Sequence[str], cache: Cache
 ) -> dict[str, Any]:
-    """Everything that is measured, once the self-tests have passed: `KEYS`, and `counted`."""
+    """Everything that is measured, once the self-tests have passed: `KEYS`, and what it rests on
+    (`counted` tokens, `resampled` units).
+    """
     coder, seed = job.coder, job.seed
     fit_on = draw(job.store, "train", job.budget.fit_tokens, job.special)
     train = TrainData(fit_on, job.site, job.mean_D, job.mean_D.device, job.source, cache)
@@ -215,6 +218,13 @@ def _numbers(
             "tokens": held.whole.tokens,
             "loss_tokens": int(losses.total("count")),
             **(shared.counted() if controls else dict.fromkeys(shared.counted(), 0)),
+        },
+        "resampled": {
+            "": (held.whole.over, whole.data.filled),
+            "sparsity_": firings.resampled(held.whole.over),
+            "loss_": (heard.whole.over, losses.filled),
+            "control_": (held.shared.over, shared.activations.data.filled),
+            "control_loss_": (heard.shared.over, shared.losses[CODER].filled),
         },
     }
 

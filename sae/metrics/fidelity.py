@@ -8,7 +8,7 @@ scored (no position 0, BOS, EOS, PAD; the splice leaves position 0 alone):
     ce_zero   with zeros spliced in              ce_mean   with the mean of the train split
     kl_zero, kl_mean   KL(p ‖ p̂) of the ablations
 
-and, of one method, the first four by groups of tokens: `count@name` and so on, one column a group.
+and, of one method, some of these by groups of tokens: `count@name` and so on, one column a group.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 4096  # tokens run through the model at a time
 LOGIT_BYTES = 1 << 28  # all (rows, V) float32 tensors alive at a time
 LOGIT_TENSORS = 4  # clean log p, p, spliced logits and log p̂
-GROUPED = ("count", "ce", "ce_clean", "kl")
+GROUPED = ("count", "ce", "ce_clean", "ce_mean", "kl")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Closely:
 
     Its sums by group are taken as well, `groups[name]` being labels (n, T) of the tokens that are
     read, from 0 to `sizes[name]` - 1. A group may hold tokens of a few documents only, so these
-    sums are kept per sequence too, under the name `by_sequence`.
+    sums are kept per sequence too, under the name `by_sequence`. There must be the ablation "mean".
     """
 
     method: str

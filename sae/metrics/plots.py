@@ -169,11 +169,11 @@ def alive(curves: Mapping[str, Mapping[str, Any]]) -> str:
         axes.set_xscale("log")
         axes.set_ylim(0, 1.03)
         _counted(axes.xaxis)
-        axes.set_xlabel("tokens seen, N (log scale)")
-        axes.set_ylabel("alive(N)")
+        axes.set_xlabel("tokens drawn at random, n (log scale)")
+        axes.set_ylabel("alive(n)")
         if len(curves) > 1:
             axes.legend()
-        return as_svg(figure, "Share of latents that fired within N tokens")
+        return as_svg(figure, "Share of latents that fire within n tokens")
 
 
 def active(histogram: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,8 @@ import torch
 import sae
 from sae.base.errors import UserError, nearest
 from sae.coders import Coder, coder_hash
-from sae.metrics.bootstrap import LEVEL, RESAMPLES
+from sae.metrics.bootstrap import LEVEL, MIN_UNITS, RESAMPLES
 from sae.metrics.controls import NAMES
-from sae.metrics.sample import Part
 from sae.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -65,17 +64,13 @@ def describe_store(store: ActivationStore, split: str) -> dict[str, Any]:
     return {"path": str(store.path), "split": split, **kept}
 
 
-def describe_interval(held: Part, heard: Part) -> dict[str, Any]:
-    """How the intervals were made: of activations, of losses, and of both where controls run."""
-    found: dict[str, Any] = {"level": LEVEL, "resamples": RESAMPLES}
-    samples = {
-        "": held.whole,
-        "loss_": heard.whole,
-        "control_": held.shared,
-        "control_loss_": heard.shared,
-    }
-    for prefix, sample in samples.items():
-        found |= {f"{prefix}over": sample.over, f"{prefix}units": sample.units}
+def describe_interval(resampled: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+    """How intervals were made: for each kind of number (a prefix of the keys), what was resampled,
+    and how many of these hold tokens of that kind.
+    """
+    found: dict[str, Any] = {"level": LEVEL, "resamples": RESAMPLES, "least_units": MIN_UNITS}
+    for prefix, (over, units) in resampled.items():
+        found |= {f"{prefix}over": over, f"{prefix}units": units}
     return found
 
 

@@ -7,6 +7,8 @@ Definitions, for n true directions d_i and F latents with decoder rows w_j:
 - MCC: latents and features are matched one to one so that Σ |cos| is largest (Hungarian method),
   and the mean is taken over all n features; one without a latent counts 0. For F ≥ n this is the
   mean correlation coefficient of Song et al. 2025 (arXiv:2505.20254). The same of encoder rows.
+  Of many random directions in few dimensions some lie near any feature: `mcc_chance` is the MCC of
+  as many random rows as there are latents, and only what a coder has beyond it was learned.
 - Precision, recall, F1 of firing: latent matched by its decoder row, against its feature; means
   over features that fired in the sample (0 where a latent never fires).
 - Uniqueness: distinct features that are nearest to some latent that fired, over such latents.
@@ -42,6 +44,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Score = dict[str, float | int | None]
 ABSORBED = 0.5  # of the parent's activation
+CHANCE = 3  # of the seeds of random dictionaries, so that none is the truth's own
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ def match(learned_FD: npt.ArrayLike, true_nD: npt.ArrayLike) -> Matching:
     latent_n[feature] = latent
     cosine_n = np.where(latent_n >= 0, cosine_nF[np.arange(len(latent_n)), latent_n], 0.0)
     return Matching(latent_n, cosine_n)
+
+
+def chance_mcc(true_nD: npt.ArrayLike, width: int, seed: int = 0) -> float:
+    """The MCC of a dictionary of `width` random directions: the level of chance."""
+    rng = np.random.default_rng([seed, CHANCE])
+    return match(rng.standard_normal((width, np.shape(true_nD)[1])), true_nD).mcc
 
 
 def recovery(coder: Coder, truth: SyntheticTruth, sample: Sample) -> Score:
@@ -106,6 +115,7 @@ def recovery_of(
     cosine_nF = _unit(truth.target_nD) @ _unit(W_dec_FD).T
     return {
         "mcc": matching.mcc,
+        "mcc_chance": chance_mcc(truth.target_nD, len(W_dec_FD), truth.recipe.seed),
         "mcc_encoder": None if W_enc_FD is None else match(W_enc_FD, truth.dictionary_nD).mcc,
         "mmcs": float(cosine_nF.max(axis=1).mean()),
         "mmcs_learned": _mean(cosine_nF[:, fired_F].max(axis=0).tolist()),

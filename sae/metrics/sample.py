@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError
+from sae.metrics.bootstrap import MIN_UNITS
 from sae.store import ActivationStore
 
 BLOCK_ROWS = 2048  # rows read and scored at a time: one chunk of a store
 MAX_UNITS = 4096  # documents beyond this are folded together, to bound the tables
-MIN_DOCUMENTS = 10  # with fewer, sequences are resampled instead, and the evaluation says so
 
 
 @dataclass(frozen=True)
@@ -209,12 +209,16 @@ def _spread(first: int, stop: int, wanted: int, per_block: int) -> list[range]:
 def _units(
     store: ActivationStore, runs: list[range], scored_ST: np.ndarray
 ) -> tuple[np.ndarray, int, str]:
-    """The unit of resampling of each token: its document, or its sequence if those are few; a
-    group of them if they are more than `MAX_UNITS`."""
+    """The unit of resampling of each token: its document, or its sequence if documents are too few
+    for an interval; a group of them if they are more than `MAX_UNITS`.
+
+    Sequences of one document are dependent, so that resampling them gives too narrow an interval
+    for other text: it is of these documents, and the evaluation says which it is.
+    """
     context = store.context
     rows = np.concatenate([np.arange(r.start * context, r.stop * context) for r in runs])
     documents = store.documents.of_rows(rows)
-    if len(np.unique(documents[scored_ST.reshape(-1)])) >= MIN_DOCUMENTS:
+    if len(np.unique(documents[scored_ST.reshape(-1)])) >= MIN_UNITS:
         found, unit = np.unique(documents, return_inverse=True)
         over, units = "documents", len(found)
     else:

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import gammaln
 from torch import Tensor
 
 from sae.metrics.registry import metric
 from sae.metrics.sums import Sums
 
 TABLE_ENTRIES = 1 << 25  # documents are folded together so that the (U, F) table stays in memory
-SILENT = np.iinfo(np.int64).max
+LEAST_GROUPS = 64  # into which they are folded, however wide the table
 
 
 class Firings:
@@ -23,11 +24,11 @@ class Firings:
 
     def __init__(self, width: int, units: int, norms_F: Tensor) -> None:
         self.width, self.norms_F = width, norms_F
-        self.units = min(units, max(64, TABLE_ENTRIES // width))
+        self.units = min(units, max(LEAST_GROUPS, TABLE_ENTRIES // width))
+        self.folded = self.units < units
         self.tokens = 0
         self.fires_UF = torch.zeros(self.units * width, dtype=torch.float32)  # exact below 2**24
         self.tokens_U = torch.zeros(self.units, dtype=torch.float64)
-        self.first_F = torch.full((width,), SILENT, dtype=torch.int64)  # token of first firing
         self.l0_counts = torch.zeros(0, dtype=torch.int64)
 
     def add(self, codes: Any, unit_B: Tensor, scored_B: Tensor) -> dict[str, Tensor]:
@@ -48,8 +49,6 @@ class Firings:
             0, unit_B[row_N] * self.width + latent_N, torch.ones(len(latent_N))
         )
         self.tokens_U += torch.bincount(unit_B[scored_B], minlength=self.units)
-        token_B = self.tokens + scored_B.cumsum(0) - 1
-        self.first_F.scatter_reduce_(0, latent_N, token_B[row_N], "amin")
         self.tokens += int(scored_B.sum())
 
     def _add_l0(self, l0_B: Tensor) -> None:
@@ -59,14 +58,26 @@ class Firings:
         self.l0_counts = grown
 
     @property
+    def counts_F(self) -> np.ndarray:
+        """Scored tokens on which each latent fires."""
+        return self.fires_UF.view(self.units, self.width).sum(0, dtype=torch.float64).numpy()
+
+    @property
     def density_F(self) -> np.ndarray:
         """Share of the scored tokens on which each latent fires."""
-        counts = self.fires_UF.view(self.units, self.width).sum(0, dtype=torch.float64)
-        return (counts / max(1, self.tokens)).numpy()
+        return self.counts_F / max(1, self.tokens)
 
     @property
     def alive_F(self) -> np.ndarray:
-        return (self.first_F < SILENT).numpy()
+        return self.counts_F > 0
+
+    def resampled(self, over: str) -> tuple[str, int]:
+        """What the intervals of these metrics resample, and how many of these hold tokens.
+
+        `over` says what the units are; where the table is too small for them, groups of them.
+        """
+        grouped = self.folded and not over.startswith("groups of ")
+        return f"groups of {over}" if grouped else over, int((self.tokens_U > 0).sum())
 
     def table(self) -> dict[str, np.ndarray]:
         """Sums per unit for the sparsity metrics."""
@@ -74,11 +85,16 @@ class Firings:
         return {"count": self.tokens_U.numpy(), "fires": fires}
 
     def alive_curve(self, points: int = 60) -> dict[str, list[float]]:
-        """alive(n) for n on a log scale up to N, in the order in which tokens were scored."""
+        """alive(n) expected of n tokens drawn at random from the N, for n on a log scale up to N.
+
+        Rarefaction (Hurlbert 1971): a latent that fires on c of the N tokens is among n of them
+        with the probability 1 − C(N − c, n) / C(N, n). The first n in the order of the text would
+        be those of a few documents.
+        """
         n = np.unique(np.geomspace(1, max(1, self.tokens), points).round().astype(np.int64))
-        firsts = np.sort(self.first_F.numpy())
-        alive = np.searchsorted(firsts, n, side="left") / self.width
-        return {"tokens": n.tolist(), "alive": alive.tolist()}
+        count, latents = np.unique(self.counts_F[self.alive_F], return_counts=True)
+        alive = [latents @ _seen(count, int(drawn), self.tokens) / self.width for drawn in n]
+        return {"tokens": n.tolist(), "alive": [float(share) for share in alive]}
 
     def density_histogram(self, bins_per_decade: int = 5) -> dict[str, Any]:
         """Latents by log10 density; `silent` ones have none."""
@@ -102,6 +118,15 @@ class Firings:
         edges = np.arange(low, high + step + 1, step)
         tokens, _ = np.histogram(np.arange(len(counts)), bins=edges, weights=counts)
         return {"l0_edges": edges.tolist(), "tokens": tokens.astype(int).tolist()}
+
+
+def _seen(count: np.ndarray, drawn: int, tokens: int) -> np.ndarray:
+    """The probability that `drawn` of the tokens hold one of `count`, for each count."""
+    left = tokens - count  # those on which the latent is silent
+    spare = np.maximum(left - drawn, 0)
+    missed = gammaln(left + 1) - gammaln(spare + 1) - gammaln(tokens + 1)
+    missed += gammaln(tokens - drawn + 1)
+    return np.where(left < drawn, 1.0, -np.expm1(np.minimum(0.0, missed)))
 
 
 def _density(s: Sums) -> np.ndarray:

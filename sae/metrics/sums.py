@@ -39,6 +39,11 @@ class DocumentSums:
                 self.table[name] = torch.zeros(self.units, groups, dtype=torch.float64)
             self.table[name].view(-1).index_add_(0, cell_B, value.detach().cpu().double())
 
+    @property
+    def filled(self) -> int:
+        """Units that hold tokens: those that are resampled."""
+        return int((self.table["count"] > 0).sum()) if "count" in self.table else 0
+
     def total(self, term: str) -> float:
         return float(self.table[term].sum()) if term in self.table else 0.0
 

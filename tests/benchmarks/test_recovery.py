@@ -47,6 +47,9 @@ def test_a_rate_at_which_it_failed_is_not_its_best() -> None:
 
 def test_the_table_shows_the_best_rate_and_what_was_tried() -> None:
     rows = [row((*PEER, 1.0), 0.2), row((*PEER, 3.0), 0.6), row((*PEER, 3.0), 0.4, seed=1)]
-    line = table(rows).splitlines()[-1]
+    *_, chance, line = table(rows).splitlines()
+    assert chance.startswith("| independent | random dictionary | - | 0.")
+    assert chance.count("|") == line.count("|")
+    assert table(rows).count("random dictionary") == 1
     assert line.startswith("| independent | sae_lens | topk | 0.500 |")
     assert line.endswith("| 0.600, 0.400 | 1 | 3 x | 1: 0.200, 3: 0.600 |")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sae.metrics.bootstrap import draws, entries
+from sae.metrics.bootstrap import MIN_UNITS, draws, entries
+from sae.metrics.estimate import estimate_mean
 from sae.metrics.registry import REGISTRY, Metric
 from sae.metrics.sums import DocumentSums, Sums
 
@@ -41,14 +42,35 @@ def test_same_seed_same_interval_and_paired_draws() -> None:
 
 
 def test_units_without_tokens_are_no_part_of_the_sample() -> None:
-    table = {"count": np.array([1.0, 1, 1]), "v": np.array([1.0, 2, 3])}
+    table = {"count": np.ones(12), "v": np.arange(12.0)}
     padded = {k: np.concatenate([v, np.zeros(50)]) for k, v in table.items()}
-    assert entries(padded, [MEAN]) == entries(table, [MEAN])
+    found = entries(padded, [MEAN])
+    assert found == entries(table, [MEAN])
+    assert found["mean"]["units"] == 12
 
 
-def test_one_unit_has_no_interval_and_an_empty_ratio_no_value() -> None:
-    single = entries({"count": np.ones(1), "v": np.ones(1)}, [MEAN])["mean"]
-    assert single == {"value": 1.0, "low": None, "high": None, "tokens": 1}
+@pytest.mark.parametrize("padding", [0, 50])
+def test_a_handful_of_units_has_no_interval(padding: int) -> None:
+    """Percentiles of few units cover far less than they say; empty units do not help."""
+    few, enough = (
+        entries({"count": np.r_[np.ones(n), np.zeros(padding)], "v": np.arange(n + padding) * 1.0},
+                [MEAN])["mean"]
+        for n in (MIN_UNITS - 1, MIN_UNITS)
+    )  # fmt: skip
+    assert few == {"value": 4.0, "low": None, "high": None, "tokens": 9, "units": 9}
+    assert enough["units"] == MIN_UNITS
+    assert enough["low"] is not None
+    assert enough["high"] is not None
+    assert enough["low"] < 4.5 < enough["high"]
+
+
+def test_an_estimate_says_its_units_too() -> None:
+    assert estimate_mean(np.arange(3.0), 30)["units"] == 3
+    assert estimate_mean(np.arange(3.0), 30)["low"] is None
+    assert estimate_mean(np.empty(0), 0)["units"] == 0
+
+
+def test_an_empty_ratio_has_no_value() -> None:
     ratio = Metric("r", "codes", "", "", "", "neither", lambda s: s["v"] / s["zero"])
     table = {"count": np.ones(3), "v": np.ones(3), "zero": np.zeros(3)}
     assert entries(table, [ratio])["r"]["value"] is None

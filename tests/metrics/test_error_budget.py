@@ -94,11 +94,67 @@ def test_latents_that_are_dead() -> None:
     coder.W_dec_FD[D // 2 :] = coder.W_dec_FD[: D // 2]
     alive = np.arange(D) < D // 2
     found = budget(coder, data(300), alive)
-    assert found["parts"]["dead_width"] > 0.2
+    assert found["parts"]["dead_width"] > 0.1
     assert found["silent"] == {"latents": D // 2, "tokens": 1000}  # dead means: within so many
     none = budget(coder, data(300))
     assert none["parts"]["dead_width"] == 0
     assert none["parts"]["rest"] + none["parts"]["linear"] > found["parts"]["rest"]
+
+
+def trap(seed: int = 5) -> tuple[Coder, Rows]:
+    """Rows of two directions that pursuit misses for a third, which lies between these.
+
+    The encoder finds the two, and codes them too small; a fourth dimension is in no latent.
+    """
+    rows = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0.7, 0.7, 0.14, 0]])
+    coder = make_coder("topk", 4, 3, k=2)
+    coder.W_dec_FD.data.copy_(rows)
+    coder.W_enc_FD.data.copy_(0.8 * rows * torch.tensor([[1.0], [1.0], [0.0]]))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.cat([1 + 0.1 * torch.rand(200, 2, generator=generator), torch.zeros(200, 1),
+                   torch.randn(200, 1, generator=generator)], dim=1)  # fmt: skip
+    return coder.requires_grad_(False).eval(), Rows(x, x, torch.arange(200) // 10, 20)
+
+
+def test_where_pursuit_does_worse_the_encoders_latents_are_kept() -> None:
+    coder, held = trap()
+    found = error_budget(coder, held, held, np.ones(3, bool), 1000, 0, lambda *_: None)
+    parts, fvu = found["parts"], found["fvu"]
+    assert parts["choice"] == 0
+    assert found["pursuit_alone"]["better_on"] == 0
+    assert found["pursuit_alone"]["fvu"]["value"] > fvu["refitted"]["value"] + 0.01
+    assert fvu["pursued"]["value"] == fvu["refitted"]["value"]
+    after = parts["linear"] + parts["rest"]  # of the fourth dimension, and of nothing else
+    assert after * fvu["encoder"]["value"] == pytest.approx(fvu["refitted"]["value"])
+    assert parts["linear"] == pytest.approx(after, rel=0.01)
+
+
+def test_no_step_but_the_linear_one_makes_it_worse_on_any_token() -> None:
+    coder = make_coder("relu", D, 24)
+    coder.initialise(torch.zeros(D), torch.Generator().manual_seed(4))
+    held, alive = data(300), np.arange(24) < 20
+    found = error_budget(
+        coder.requires_grad_(False), held, data(200, seed=9), alive, 1000, 0, lambda *_: None
+    )
+    gained = [found["parts"][part] for part in ("shrinkage", "amounts", "choice", "dead_width")]
+    assert min(gained) >= -1e-9
+    assert found["parts"]["choice"] > 0
+    assert set(found["lower_bounds"]) == {"choice", "dead_width", "linear"}
+
+
+def test_pursuit_takes_as_many_latents_on_a_token_as_the_encoder() -> None:
+    """Half of the tokens have one latent and half have three; on average two would miss some."""
+
+    def uneven(acts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        kept = acts == acts.max(1, keepdim=True).values
+        kept[1::2] = True
+        return acts * kept, indices
+
+    found = budget(Wrong(uneven), data(640))
+    assert found["pursued_latents"] == 2
+    assert found["parts"]["choice"] == pytest.approx(0, abs=0.02)
+    left = found["fvu"]["pursued"]["value"] / found["fvu"]["encoder"]["value"]
+    assert left == pytest.approx(1, abs=0.05)  # one latent does not make up for three
 
 
 def test_what_is_linear_in_the_input_is_found_and_what_is_not_is_rest() -> None:

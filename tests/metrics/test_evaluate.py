@@ -14,6 +14,7 @@ from sae.base.files import write_json
 from sae.coders import Coder, coder_hash, make_coder, save_coder
 from sae.lm import LanguageModel
 from sae.metrics import REGISTRY, evaluate, formulas, scoring
+from sae.metrics.bootstrap import MIN_UNITS
 from sae.metrics.error_budget import Rows
 from sae.metrics.registry import markdown_table
 from sae.metrics.table import core_table
@@ -66,9 +67,10 @@ def test_the_contract(found: dict[str, Any], store: ActivationStore, tmp_path: P
     for values in found["controls"].values():
         assert set(values) >= numbers
     for entry in [e for v in (found["metrics"], *found["controls"].values()) for e in v.values()]:
-        assert set(entry) == {"value", "low", "high", "tokens"}
+        assert set(entry) == {"value", "low", "high", "tokens", "units"}
         assert isinstance(entry["tokens"], int)
         assert entry["tokens"] > 0
+        assert entry["units"] >= MIN_UNITS
         assert entry["low"] <= entry["value"] <= entry["high"]
     assert found["formulas"] == formulas()
     write_json(tmp_path / "e.json", found)  # strict: refuses NaN and anything that is not JSON
@@ -91,7 +93,18 @@ def test_provenance(found: dict[str, Any], store: ActivationStore, lm: LanguageM
     assert said["model"] == {"name": lm.name, "hash": lm.hash}
     assert said["store"]["corpus"] == {"description": "random tokens", "hash": "c"}
     assert said["coder"]["site"] == SITE
-    assert said["interval"]["over"] == "documents"
+    assert said["special"] == [END]
+    interval, metrics = said["interval"], found["metrics"]
+    assert interval["over"] == interval["sparsity_over"] == "documents"
+    beside = found["coder_beside_controls"]
+    for prefix, entry in (
+        ("", metrics["ev"]),
+        ("sparsity_", metrics["alive"]),
+        ("loss_", metrics["delta_ce"]),
+        ("control_", beside["ev"]),
+        ("control_loss_", beside["delta_ce"]),
+    ):
+        assert interval[f"{prefix}units"] == entry["units"]
     assert set(said) >= {"seed", "versions", "created", "seconds", "command", "device"}
 
 
@@ -120,12 +133,14 @@ def test_the_numbers_agree_with_each_other(found: dict[str, Any]) -> None:
     lift = found["controls"]["pca"]["delta_ce_lift"]["value"]
     assert lift == pytest.approx(heard - found["ladder"]["delta_ce"]["coder"])
     assert sum(found["error_budget"].values()) == pytest.approx(1)
+    assert set(found["error_budget_details"]["lower_bounds"]) < set(found["error_budget"])
     details = found["error_budget_details"]
     assert details["fvu"]["encoder"]["value"] > details["fvu"]["pursued"]["value"]
     for rows in found["breakdown"].values():
         assert sum(row["share"] for row in rows) == pytest.approx(1)
         mean = sum(row["share"] * row["delta_ce"]["value"] for row in rows)
         assert mean == pytest.approx(value["delta_ce"])
+        assert all(row["ce_recovered_mean"]["value"] is not None for row in rows)
     assert random["fvu_ratio"]["low"] <= random["fvu_ratio"]["value"]
 
 
@@ -185,6 +200,20 @@ def test_the_error_budget_is_of_tokens_all_over_both_splits(
     assert details["silent"]["tokens"] == found["metrics"]["alive"]["tokens"]
     silent = 1 - found["metrics"]["alive"]["value"]
     assert details["silent"]["latents"] == pytest.approx(silent * coder.d_sae)
+
+
+def test_what_was_resampled_holds_tokens(
+    coder: Coder, store: ActivationStore, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fewer groups for who fires; without documents of which no prediction counts."""
+    monkeypatch.setattr("sae.metrics.sparsity.TABLE_ENTRIES", 1)
+    monkeypatch.setattr("sae.metrics.sparsity.LEAST_GROUPS", 12)
+    found = evaluate(coder, store, lm, quick=True, tokens=10**6, loss_tokens=300, controls=())
+    interval, metrics = found["provenance"]["interval"], found["metrics"]
+    assert (interval["sparsity_over"], interval["sparsity_units"]) == ("groups of documents", 12)
+    assert metrics["alive"]["units"] == metrics["dense_1pct"]["units"] == 12
+    assert interval["units"] == metrics["ev"]["units"] > 12
+    assert interval["loss_units"] == metrics["delta_ce"]["units"]
 
 
 def test_same_seed_same_numbers(coder: Coder, store: ActivationStore, lm: LanguageModel) -> None:

@@ -5,7 +5,15 @@ import pytest
 import scipy.sparse as sp
 
 from sae.base.errors import UserError
-from sae.metrics.recovery import absorption, firing_scores, hedging, match, recovery_of, uniqueness
+from sae.metrics.recovery import (
+    absorption,
+    chance_mcc,
+    firing_scores,
+    hedging,
+    match,
+    recovery_of,
+    uniqueness,
+)
 from sae.synthetic import Recipe, Sample, SyntheticStream, SyntheticTruth
 
 
@@ -51,6 +59,26 @@ def test_mcc_does_not_see_rotation_permutation_or_scale() -> None:
     turned = np.linalg.qr(rng.standard_normal((8, 8)))[0]
     scaled = learned[rng.permutation(30)] * rng.uniform(0.1, 9, (30, 1))
     assert match(scaled @ turned, true @ turned).mcc == pytest.approx(match(learned, true).mcc)
+
+
+def test_chance_finds_directions_where_they_are_many_and_dimensions_few() -> None:
+    rng = np.random.default_rng(2)
+    flat, deep = (chance_mcc(rng.standard_normal((50, dims)), 200) for dims in (2, 200))
+    assert flat > 0.99
+    assert deep < 0.25
+    true = rng.standard_normal((50, 10))
+    assert chance_mcc(true, 50, 1) == chance_mcc(true, 50, 1)
+    assert chance_mcc(true, 50, 1) == pytest.approx(chance_mcc(true, 50, 2), abs=0.05)
+    assert chance_mcc(true, 25) < 0.5 < chance_mcc(true, 400)
+
+
+def test_chance_is_said_beside_the_score() -> None:
+    truth = SyntheticTruth(Recipe(d=8, features=32, l0=2.0))
+    sample = SyntheticStream(truth, batch=100).sample(0)
+    score = recovery_of(sample.acts, truth.dictionary_nD, None, truth, sample)
+    assert score["mcc"] == pytest.approx(1)
+    assert score["mcc_chance"] == chance_mcc(truth.target_nD, 32, truth.recipe.seed)
+    assert 0.5 < score["mcc_chance"] < 0.9
 
 
 def test_firing_scores_are_counts() -> None:

@@ -16,6 +16,7 @@ from sae.base.errors import UserError
 from sae.coders import make_coder
 from sae.lm import LanguageModel
 from sae.metrics import evaluate, write_report, write_report_index
+from sae.metrics.breakdown import USUAL
 from sae.metrics.plots import count
 from sae.metrics.report import PARTS, interval, number
 from sae.store import ActivationStore
@@ -78,8 +79,39 @@ def test_the_error_budget_says_what_it_rests_on(evaluation: dict[str, Any], tmp_
     details = evaluation["error_budget_details"]
     assert f"tokens of {details['units']} documents" in text
     assert f"silent for {count(details['silent']['tokens'])} tokens" in text
+    assert f"fitted on {count(details['linear_fitted_on'])} tokens" in text
+    assert f"more than {100 * USUAL:.0f} % of the first token" in text
+    assert "these three are gained at least, and the rest is at most what is left" in text
     bars = text[text.index("Budget of the unexplained") :]
     assert bars[: bars.index("</figure>")].count('id="LineCollection') == len(PARTS)
+
+
+def test_the_units_that_were_resampled_are_said(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    odd = copy.deepcopy(evaluation)
+    odd["provenance"]["interval"].update(sparsity_over="groups of documents", sparsity_units=77)
+    text, _ = read(odd, tmp_path)
+    assert "who fires: 77 groups of documents" in text
+    assert "none of fewer than 10" in text
+    assert "are dependent" not in text
+    odd["provenance"]["interval"]["over"] = "sequences"
+    assert "are dependent" in read(odd, tmp_path)[0]
+
+
+def test_what_rests_on_a_few_units_has_no_interval(
+    evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    odd = copy.deepcopy(evaluation)
+    details = odd["error_budget_details"]
+    details["units"] = 4
+    details["intervals"] = {part: [None, None] for part in details["intervals"]}
+    row = odd["breakdown"]["repetition"][0]
+    row.update(over="sequences", units=4)
+    for name in ("delta_ce", "kl", "ce_clean"):
+        row[name].update(low=None, high=None, units=4)
+    text, _ = read(odd, tmp_path)
+    assert f"of 4 {details['over']} (too few for intervals)" in text
+    told = re.findall(r" Of ([^.]*) there are too few for an interval\.", text)
+    assert any(row["group"] in groups.split("; ") for groups in told)
 
 
 def test_every_lift_has_its_interval_and_its_tokens(

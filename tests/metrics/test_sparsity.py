@@ -1,5 +1,7 @@
 """Firing counts on a pattern that is known by hand."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -63,18 +65,48 @@ def test_order_of_latents_and_size_of_activations_do_not_matter_to_firing() -> N
 def test_alive_curve_ends_at_alive(firings: Firings) -> None:
     curve = firings.alive_curve()
     assert curve["tokens"] == [1, 2, 3, 4]
-    assert curve["alive"] == [0.25, 0.25, 0.25, 0.25]
+    once = [n / 4 for n in (1, 2, 3, 4)]  # how likely n of the 4 tokens have that of latent 1
+    assert curve["alive"] == pytest.approx([(1 + share) / 8 for share in once])
+    assert curve["alive"][-1] == 2 / 8
 
 
-def test_alive_curve_counts_first_firings() -> None:
-    counts = Firings(4, 1, torch.ones(4))
-    for i in range(4):  # latent i fires for the first time on token i
-        counts.add(
-            Codes.fixed(torch.ones(1, 1), torch.tensor([[i]]), 4),
-            torch.zeros(1, dtype=torch.int64),
-            torch.ones(1, dtype=torch.bool),
-        )
-    assert counts.alive_curve() == {"tokens": [1, 2, 3, 4], "alive": [0.25, 0.5, 0.75, 1.0]}
+def test_alive_curve_is_the_mean_over_all_choices_of_n_tokens() -> None:
+    fires = torch.rand(9, 6, generator=torch.Generator().manual_seed(0)) < 0.3
+    fires[:, 5] = False
+    counts = Firings(6, 1, torch.ones(6))
+    index = torch.arange(6).expand(9, 6)
+    counts.add(Codes.fixed(fires.float(), index, 6), torch.zeros(9).long(), torch.ones(9).bool())
+    curve = counts.alive_curve()
+    assert curve["tokens"] == list(range(1, 10))
+    for n, share in zip(curve["tokens"], curve["alive"], strict=True):
+        chosen = [fires[list(rows)].any(0).double().mean() for rows in combinations(range(9), n)]
+        assert share == pytest.approx(float(sum(chosen)) / len(chosen))
+
+
+def test_alive_curve_is_exact_over_a_million_tokens() -> None:
+    """A latent that fires on a tenth of the tokens, and one that fires once."""
+    counts = Firings(2, 1, torch.ones(2))
+    counts.tokens = 10**6
+    counts.fires_UF = torch.tensor([1e5, 1.0])
+    curve = counts.alive_curve()
+    n = np.array(curve["tokens"])
+    expected = ((1 - 0.9**n) + n / 1e6) / 2
+    assert curve["alive"] == pytest.approx(expected, abs=1e-5)
+    assert (np.diff(curve["alive"]) > 0).all()
+    assert curve["alive"][-1] == 1
+
+
+def test_alive_curve_does_not_depend_on_the_order_of_the_text() -> None:
+    """Its first half has one document, of one latent."""
+    fires = torch.eye(2).repeat_interleave(50, dim=0)
+    curves = []
+    for order in (torch.arange(100), torch.arange(100).view(2, 50).T.flatten()):
+        counts = Firings(2, 1, torch.ones(2))
+        rows = Codes.fixed(fires[order], torch.arange(2).expand(100, 2), 2)
+        counts.add(rows, torch.zeros(100).long(), torch.ones(100).bool())
+        curves.append(counts.alive_curve())
+    assert curves[0] == curves[1]
+    assert dict(zip(curves[0]["tokens"], curves[0]["alive"], strict=True))[10] > 0.99
 
 
 def test_histograms_hold_every_latent_and_token(firings: Firings) -> None:
@@ -92,7 +124,11 @@ def test_folding_documents_keeps_the_counts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sparsity, "TABLE_ENTRIES", 64 * WIDTH)
     counts = Firings(WIDTH, units=1000, norms_F=torch.ones(WIDTH))
     assert counts.units == 64
+    assert counts.resampled("documents") == ("groups of documents", 0)
+    assert counts.resampled("groups of sequences") == ("groups of sequences", 0)
     rows = codes(np.eye(3).tolist())
     counts.add(rows, torch.tensor([3, 500, 999]), torch.ones(3, dtype=torch.bool))
     assert counts.density_F[:3].tolist() == pytest.approx([1 / 3] * 3)
     assert counts.table()["count"].sum() == 3
+    assert counts.resampled("documents") == ("groups of documents", 3)  # 3, 500 % 64, 999 % 64
+    assert Firings(WIDTH, 60, torch.ones(WIDTH)).resampled("documents") == ("documents", 0)

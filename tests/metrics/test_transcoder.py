@@ -1,5 +1,6 @@
 """The evaluation of a coder that reads one site and predicts another."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sae.base.errors import UserError
 from sae.coders import Coder, TwoSites, make_coder
 from sae.lm import LanguageModel
-from sae.metrics import evaluate
+from sae.metrics import evaluate, write_report
 from sae.metrics.controls import TrainData, fit_full_linear_map, fit_linear_map, shuffled_decoder
 from sae.metrics.geometry import geometry_sums
 from sae.metrics.sample import draw
@@ -120,6 +121,12 @@ def test_its_controls_predict_and_the_others_are_left_out_with_a_true_reason(
     assert full["l0"]["value"] == 32
     assert ranked["l0"]["value"] == round(found["metrics"]["l0"]["value"])
     assert full["ev"]["value"] > 0.1  # an MLP is in part linear
+
+
+def test_the_page_says_that_no_random_error_was_made(found: dict[str, Any], tmp_path: Path) -> None:
+    assert "kl_error_ratio" not in found["metrics"]
+    text = write_report("transcoder", found, tmp_path / "page.html").read_text()
+    assert "was not compared with a random one of equal length: this coder predicts" in text
 
 
 def test_a_shuffled_decoder_keeps_the_codes_and_the_skip_connection(

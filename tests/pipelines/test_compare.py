@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.compare import pairs
+from pipelines.compare import never_scored, pairs
 from pipelines.config import CoderConfig, EvaluateConfig
+from pipelines.progress import with_interval
+from sae.base.errors import UserError
 from sae.metrics.evaluate import FULL, QUICK
 from tests.pipelines.command import sae
 
@@ -33,6 +35,22 @@ def test_pairs_differ_in_one_thing_alone() -> None:
         ("s1", "wide-s1", "width"),
     ]
     assert pairs(coders[:1]) == []
+
+
+def test_latents_live_on_tokens_that_are_scored() -> None:
+    """EOS and PAD as well as BOS, as the evaluations have it."""
+    said = {"a": [0, 50256], "b": []}
+    evaluations = {name: {"provenance": {"special": ids}} for name, ids in said.items()}
+    assert never_scored(evaluations) == {0, 50256}
+    with pytest.raises(UserError, match="run `sae evaluate` again"):
+        never_scored({"old": {"provenance": {}}})
+
+
+@pytest.mark.parametrize("missing", ["low", "high"])
+def test_a_number_may_have_no_interval(missing: str) -> None:
+    entry = {"value": 0.5, "low": 0.25, "high": 0.75}
+    assert with_interval(entry) == "0.500 [0.250, 0.750]"
+    assert with_interval({**entry, missing: None}) == "0.500"
 
 
 def test_the_settings_say_the_budgets_that_there_are() -> None:
