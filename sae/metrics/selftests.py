@@ -99,7 +99,8 @@ def _to_be_scored(lm: "LanguageModel", sample: Sample) -> np.ndarray:
     tokens_ST = np.concatenate([sample.store.tokens(r.start, r.stop) for r in sample.runs])
     count_V = np.bincount(tokens_ST[:, 1:].reshape(-1), minlength=int(tokens_ST.max()) + 1)
     names = (getattr(lm.tokenizer, f"{which}_token", None) for which in ("bos", "eos", "pad"))
-    found = [lm.tokenizer.convert_tokens_to_ids(str(name)) for name in names if name is not None]
+    id_of: Any = lm.tokenizer.convert_tokens_to_ids  # of one token, one number
+    found = [id_of(str(name)) for name in names if name is not None]
     special = {sample.store.spec.bos, *found} - {None}
     count_V[[i for i in special if i < len(count_V)]] = 0
     return count_V

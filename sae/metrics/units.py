@@ -178,8 +178,8 @@ class _Written:
         w_BD = in_float64(coder.decode(codes, batch.given_BD) - empty_BD)
         y_BD = in_float64(batch.x_BD - empty_BD)
         each_N = codes.acts_N * coder.W_dec_FD.norm(dim=1)[codes.support.indices_N]
-        squares = (float(t.square().sum()) for t in (w_BD, in_float64(each_N), y_BD))
-        return cls(*squares, float((w_BD * y_BD).sum()))
+        square, apart, wanted = (float(t.square().sum()) for t in (w_BD, in_float64(each_N), y_BD))
+        return cls(square, apart, wanted, float((w_BD * y_BD).sum()))
 
 
 def decoder_scale(coder: Coder, own: Batch) -> SelfTest:
