@@ -38,14 +38,15 @@ class Oblique(Basis):
 
     def encode(self, x_BD: Tensor) -> Codes:
         chosen_BK = super().encode(x_BD).indices_BK
+        target_BF = (x_BD - self.b_dec_D) @ self.W_dec_FD.T
         write_FD = in_float64(self.W_dec_FD)
         gram_FF = write_FD @ write_FD.T
-        acts = []
-        for some in torch.arange(len(x_BD)).split(max(1, CHUNK_VALUES // self.k**2)):
-            few_BK = chosen_BK[some].to(write_FD.device)
-            target_BF = in_float64(x_BD[some] - self.b_dec_D) @ write_FD.T
+        wanted_BK = in_float64(target_BF.gather(1, chosen_BK))
+        size, acts = max(1, CHUNK_VALUES // self.k**2), []
+        parts = (t.to(gram_FF.device).split(size) for t in (chosen_BK, wanted_BK))
+        for few_BK, some_BK in zip(*parts, strict=True):
             gram_BKK = gram_FF[few_BK[:, :, None], few_BK[:, None, :]]
-            acts.append(solve_spd(gram_BKK, target_BF.gather(1, few_BK)))
+            acts.append(solve_spd(gram_BKK, some_BK))
         return Codes.fixed(torch.cat(acts).to(x_BD), chosen_BK, len(self.W_dec_FD))
 
 
