@@ -1,6 +1,6 @@
 """The table that a run ends with, and `sae info`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipelines.progress import console, human_count
 from sae.base.errors import UserError, one_line
 from sae.base.files import human_bytes, read_json, read_json_object
 from sae.base.foreign import reading
-from sae.base.results import read_evaluation
+from sae.base.results import read_evaluation, won_by
 from sae.base.sums import require_intact
 
 TOKENS = "{tokens}"  # the form of a column that says on how many tokens a number rests
@@ -27,6 +27,7 @@ SHOWN = (
     ("FVU", "fvu", "{:.3f}"),
 )
 
+MARK = "!"  # behind a number that a control wins
 FEW = 4  # coders that are shown with all that belongs to them
 OF_MANY = ("l0", "delta_ce", "alive", "fvu")  # what of more of them fits on a line each
 
@@ -50,17 +51,25 @@ def print_summary(config: RunConfig) -> None:
 
 
 def _print_evaluations(config: RunConfig, found: Mapping[str, dict[str, Any]]) -> None:
-    few = len(found) <= FEW
+    few, lost = len(found) <= FEW, {name: won_by(found[name]["ladder"]) for name in found}
     names = list(found) if few else sorted(found, key=lambda n: _l0(found[n]))
     shown = SHOWN if few else [column for column in SHOWN if column[1] in OF_MANY]
     table = _table(str(config.folder), "coder", *(heading for heading, _, _ in shown))
     for name in names:
-        table.add_row(name, *_cells(found[name]["metrics"], shown, interval=True))
+        cells = _cells(found[name]["metrics"], shown, lost[name], interval=True)
+        table.add_row(name, *cells)
         if few and found[name].get("controls"):
             table.add_row(*_on_controls_tokens(found[name], shown), style="dim")
             for control, metrics in found[name]["controls"].items():
-                table.add_row(f"    {control}", *_cells(metrics, shown), style="dim")
+                won = [key for key, winners in lost[name].items() if control in winners]
+                table.add_row(f"    {control}", *_cells(metrics, shown, won), style="dim")
     console.print(table)
+    for name in names:
+        won = {key: heading for heading, key, _ in shown if key in lost[name]}
+        said = "; ".join(f"{won[key]} ({', '.join(lost[name][key])})" for key in won)
+        if said:
+            sentence = f"{MARK} A control is as good as {name} or better: {said}"
+            console.print(sentence, markup=False, soft_wrap=True)
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
@@ -102,13 +111,14 @@ def _on_controls_tokens(
     evaluation: dict[str, Any], shown: Sequence[tuple[str, str, str]]
 ) -> list[str]:
     """The coder's own numbers on the fewer tokens on which its controls, below, were scored."""
-    own = {name: {"value": rung["coder"]} for name, rung in evaluation["ladder"].items()}
+    compared = {name: {"value": rung["coder"]} for name, rung in evaluation["ladder"].items()}
+    own = compared | evaluation.get("coder_beside_controls", {})
     first = next(iter(evaluation["controls"].values()))
     counts = {name: entry["tokens"] for name, entry in first.items()}
     said = [human_count(counts["ev"])]
     if "delta_ce" in counts:  # not of a control that is of another model
         said.append(f"losses {human_count(counts['delta_ce'])}")
-    return [f"  on {', '.join(said)} tokens:", *_cells(own, shown)]
+    return [f"  on {', '.join(said)} tokens:", *_cells(own, shown, won_by(evaluation["ladder"]))]
 
 
 def _l0(evaluation: dict[str, Any]) -> float:
@@ -116,8 +126,12 @@ def _l0(evaluation: dict[str, Any]) -> float:
 
 
 def _cells(
-    metrics: dict[str, Any], shown: Sequence[tuple[str, str, str]], interval: bool = False
+    metrics: Mapping[str, Any],
+    shown: Sequence[tuple[str, str, str]],
+    won: Collection[str] = (),
+    interval: bool = False,
 ) -> list[str]:
+    """A cell of each column; `won` are the numbers that are marked, because a control wins them."""
     cells = []
     for _, key, form in shown:
         metric = metrics.get(key)
@@ -127,9 +141,10 @@ def _cells(
         if form == TOKENS:
             cells.append(human_count(metric["tokens"]))
             continue
-        text = form.format(metric["value"])
-        if interval and metric.get("low") is not None:
-            text += f" [{form.format(metric['low'])}, {form.format(metric['high'])}]"
+        text = form.format(metric["value"]) + (MARK if key in won else "")
+        low, high = metric.get("low"), metric.get("high")
+        if interval and low is not None and high is not None:
+            text += f" [{form.format(low)}, {form.format(high)}]"
         cells.append(text)
     return cells
 

@@ -4,6 +4,7 @@ The file is Loupe's own, but may come from anybody; who reads it through here fi
 numbers are expected. `docs/metrics.md` has its keys.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,8 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
     with reading(f"The evaluation {path}", "run `sae evaluate` again"):
         Evaluation.model_validate(found)
     return found
+
+
+def won_by(ladder: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The controls that are at least as good as the coder, of each metric that any of them wins."""
+    return {name: list(rung["won_by"]) for name, rung in ladder.items() if rung["won_by"]}

@@ -41,6 +41,7 @@ from sae.metrics.scoring import (
 from sae.metrics.selftests import run_self_tests
 from sae.metrics.sparsity import Firings
 from sae.metrics.sums import DocumentSums
+from sae.metrics.wins import wins
 from sae.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ KEYS = (
     "controls",
     "coder_beside_controls",
     "ladder",
+    "wins",
     "error_budget",
     "error_budget_details",
     "breakdown",
@@ -198,6 +200,7 @@ def _numbers(
         apart = score_random_model(coder, job.lm, train, held.shared, l0, seed, job.tell)
         controls[RANDOM_MODEL] = apart_numbers(apart, RANDOM_MODEL, seed)
     own = shared.own(seed) if controls else {}
+    rungs = ladder(own, controls, paired, shared.units())
     firings = whole.firings[CODER]
     pursued = _error_budget(job, firings)
     shape, angles = geometry.geometry_sums(
@@ -207,7 +210,8 @@ def _numbers(
         "metrics": coder_metrics(whole, losses, shape, seed) | shared.error(seed),
         "controls": controls,
         "coder_beside_controls": own,
-        "ladder": ladder(own, controls, paired),
+        "ladder": rungs,
+        "wins": wins(rungs),
         "error_budget": pursued.pop("parts"),
         "error_budget_details": pursued,
         "breakdown": breakdown(losses.arrays(), by_sequence.arrays(), heard.whole.over, seed),

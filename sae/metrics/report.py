@@ -14,6 +14,10 @@ from typing import Any
 
 from sae.base.errors import UserError
 from sae.base.files import write_text
+from sae.base.results import won_by
+from sae.metrics.bootstrap import MIN_UNITS
+from sae.metrics.ladder import is_few
+from sae.metrics.wins import wins
 
 Evaluation = Mapping[str, Any]
 
@@ -30,15 +34,6 @@ HEADLINE = (
 )
 COMPARED = ("ev", "fvu", "l0", "delta_ce", "kl", "ce_recovered_mean", "ce_recovered_zero")
 PAIRED = ("fvu_ratio", "delta_ce_lift")
-MEANINGS = {
-    "dictionary_learning": "it chooses its codes by pursuit, in as many products as there are "
-    "active units where an encoder takes one; the error budget below says how much of the coder's "
-    "error pursuit would remove on the coder's own dictionary",
-    "frozen_decoder": "random directions with a learned encoder do as well, so these numbers are "
-    "no evidence that the decoder's directions were learned",
-    "random_model": "a model that learned nothing is explained as well, on its own activations, "
-    "so these numbers say nothing of what this model learned",
-}
 ERROR_LABELS = {"fvu": "FVU", "delta_ce": "ΔCE, nats per token"}
 NAMES = {
     "coder": "coder",
@@ -95,7 +90,6 @@ def write_report(
         headline=HEADLINE,
         compared=[n for n in COMPARED if n in evaluation["metrics"]],
         paired=list(PAIRED),
-        meanings=MEANINGS,
         names=NAMES,
         whole=whole,
     )
@@ -116,6 +110,7 @@ def write_report_index(
         path,
         "report_index.html.j2",
         evaluations=evaluations,
+        won={name: won_by(evaluation["ladder"]) for name, evaluation in evaluations.items()},
         headline=HEADLINE,
         comparison=comparison,
     )
@@ -175,7 +170,12 @@ def _write_page(path: Path | str, template: str, **content: Any) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, interval=interval, described=described, count=plots.count, moment=moment
+        number=number,
+        interval=interval,
+        named=named,
+        described=described,
+        count=plots.count,
+        moment=moment,
     )
     return write_text(path, environment.get_template(template).render(**content))
 
@@ -184,8 +184,7 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
     """What the template needs of one coder: its figures, and the metrics that a control wins."""
     from sae.metrics import plots, plots_error
 
-    histograms = evaluation["histograms"]
-    controls = evaluation["controls"]
+    histograms, ladder = evaluation["histograms"], evaluation["ladder"]
     figures = {
         "fvu": _ladder(name, evaluation, "fvu", "FVU: variance left unexplained"),
         "delta_ce": _ladder(name, evaluation, "delta_ce", "ΔCE: nats lost per token"),
@@ -205,9 +204,11 @@ def _coder(name: str, evaluation: Evaluation) -> dict[str, Any]:
         "name": name,
         "evaluation": evaluation,
         "figures": figures,
-        "lost": {control: _lost(evaluation, control) for control in controls},
-        "won": sorted({n for n, rung in evaluation["ladder"].items() if rung["won_by"]}),
-        "by_value": {c for rung in evaluation["ladder"].values() for c in rung["by_value"]},
+        "won": won_by(ladder),
+        "wins": wins(ladder),
+        "by_value": {control for rung in ladder.values() for control in rung["by_value"]},
+        "few": [name for name, rung in ladder.items() if is_few(rung.get("units"))],
+        "fewest": MIN_UNITS,
         "parts": PARTS,
         "breakdowns": BREAKDOWNS,
     }
@@ -234,11 +235,6 @@ def _ladder(name: str, evaluation: Evaluation, metric: str, label: str) -> str |
     return plots.ladder(rows, label)
 
 
-def _lost(evaluation: Evaluation, control: str) -> list[str]:
-    """The metrics on which the control is at least as good as the coder, on the same tokens."""
-    return [name for name, rung in evaluation["ladder"].items() if control in rung["won_by"]]
-
-
 def number(value: float | None) -> str:
     """Four significant digits, no exponent where a person reads easily without one."""
     if value is None:
@@ -251,9 +247,15 @@ def number(value: float | None) -> str:
 
 
 def interval(found: Mapping[str, Any]) -> str:
-    if found["low"] is None or found["high"] is None:
+    low, high = found.get("low"), found.get("high")
+    if low is None or high is None:
         return "no interval"
-    return f"{number(found['low'])} – {number(found['high'])}"
+    return f"{number(low)} – {number(high)}"
+
+
+def named(controls: Sequence[str]) -> str:
+    """Controls as the pages call them."""
+    return ", ".join(NAMES.get(control, control) for control in controls)
 
 
 def described(corpus: Mapping[str, Any]) -> str:

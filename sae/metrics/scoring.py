@@ -20,7 +20,6 @@ from sae.metrics.continuation import Replace
 from sae.metrics.controls import CONTROLS, RANDOM_MODEL, TrainData
 from sae.metrics.controls.random_model import (
     activations,
-    mean_of,
     random_model,
     random_model_coder,
 )
@@ -115,8 +114,8 @@ def score_random_model(
     """A coder of a randomly initialised model, on the same tokens as that model sees them."""
     untrained = random_model(lm, seed)
     tell_step = partial(tell, f"control {RANDOM_MODEL}")
-    control = random_model_coder(coder, replace(train, tell=tell_step), untrained, l0, seed)
-    mean_D = mean_of(activations(untrained, sample, train.site)).to(train.device)
+    data = replace(train, tell=tell_step)
+    control, mean_D = random_model_coder(coder, data, untrained, l0, seed)
     batches = (
         replace(batch, x_BD=batch.x_BD.to(train.device))
         for batch in activations(untrained, sample, train.site)

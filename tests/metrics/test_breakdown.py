@@ -1,4 +1,4 @@
-"""Groups of predictions, and the ladder of controls, on rows that can be checked by eye."""
+"""Groups of predictions, on rows that can be checked by eye."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from sae.metrics.bootstrap import entries
 from sae.metrics.breakdown import FREQUENCY, REPETITION, breakdown, closely, labels
 from sae.metrics.fidelity import GROUPED, Closely
-from sae.metrics.ladder import ladder, lifts
 from sae.metrics.registry import REGISTRY
 from sae.metrics.sample import Sample
 
@@ -126,80 +125,3 @@ def test_a_group_of_few_sequences_has_values_alone() -> None:
     assert (row["over"], row["units"]) == ("sequences", 9)
     for name in ("delta_ce", "kl", "ce_clean", "ce_recovered_mean"):
         assert (row[name]["low"], row[name]["high"]) == (None, None)
-
-
-def scores(**values: float | None) -> dict[str, dict[str, float | int | None]]:
-    return {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
-
-
-def test_lift_is_above_0_where_the_coder_is_better_whichever_way_a_metric_counts() -> None:
-    own = scores(ev=0.9, delta_ce=0.2, kl=0.1, cosine=None)
-    controls = {
-        "a": scores(ev=0.5, delta_ce=0.5, kl=0.1, cosine=0.4),
-        "b": scores(ev=0.7, delta_ce=0.1, kl=0.3),
-        "c": scores(ev=None),
-    }
-    found = ladder(own, controls, {})
-    assert set(found) == {"ev", "delta_ce", "kl"}
-    assert found["ev"] == {
-        "coder": 0.9,
-        "best": "b",
-        "best_value": 0.7,
-        "lift": pytest.approx(0.2),
-        "low": None,
-        "high": None,
-        "tokens": None,
-        "won_by": [],
-        "undecided": [],
-        "by_value": ["a", "b"],
-    }
-    assert (found["delta_ce"]["best"], found["delta_ce"]["won_by"]) == ("b", ["b"])
-    assert found["delta_ce"]["lift"] == pytest.approx(-0.1)
-    assert found["kl"]["won_by"] == ["a"]  # a draw is no win of the coder
-
-
-def test_a_control_wins_by_its_paired_interval() -> None:
-    own = scores(ev=0.5)
-    controls = {name: scores(ev=value) for name, value in
-                {"surely": 0.7, "perhaps": 0.6, "hardly": 0.45, "never": 0.1}.items()}  # fmt: skip
-    paired: dict[str, dict[str, dict[str, float | int | None]]] = {
-        "surely": {"ev": {"value": -0.2, "low": -0.3, "high": -0.1, "tokens": 7}},
-        "perhaps": {"ev": {"value": -0.1, "low": -0.3, "high": 0.1, "tokens": 7}},
-        "hardly": {"ev": {"value": 0.05, "low": -0.1, "high": 0.2, "tokens": 7}},
-        "never": {"ev": {"value": 0.4, "low": 0.3, "high": 0.5, "tokens": 7}},
-    }
-    rung = ladder(own, controls, paired)["ev"]
-    assert (rung["won_by"], rung["undecided"]) == (["surely"], ["perhaps", "hardly"])
-    assert (rung["best"], rung["low"], rung["high"], rung["tokens"]) == ("surely", -0.3, -0.1, 7)
-    assert rung["by_value"] == []
-
-
-def test_a_coder_of_a_random_model_may_win_but_is_no_rung_to_stand_on() -> None:
-    """Its variance is that of other activations: a difference to it is of two units."""
-    own = scores(ev=0.5)
-    found = ladder(own, {"random_model": scores(ev=0.8), "pca": scores(ev=0.3)}, {})["ev"]
-    assert (found["best"], found["lift"]) == ("pca", pytest.approx(0.2))
-    assert found["won_by"] == ["random_model"]
-    assert "random_model" in found["by_value"]
-    alone = ladder(own, {"random_model": scores(ev=0.8)}, {})["ev"]
-    assert (alone["best"], alone["lift"], alone["won_by"]) == (None, None, ["random_model"])
-
-
-def test_lifts_are_paired() -> None:
-    """Documents differ far more than methods on them: only pairs see which is better."""
-    rng = np.random.default_rng(0)
-    hard = rng.gamma(1, 10, 60)
-    data = {"count": np.ones(60), "ce_clean": np.ones(60), "ce_mean": np.full(60, 90.0),
-            "ce_zero": np.full(60, 90.0), "kl_mean": np.full(60, 90.0),
-            "kl_zero": np.full(60, 90.0)}  # fmt: skip
-    coder = data | {"ce": 1 + hard, "kl": hard}
-    control = data | {"ce": 1.1 + hard + rng.normal(0, 0.1, 60), "kl": hard}
-    found = lifts(coder, control, "fidelity", seed=0)
-    lift = found["delta_ce"]
-    assert lift["value"] == pytest.approx((control["ce"] - coder["ce"]).mean())
-    assert 0 < lift["low"] < lift["value"] < lift["high"] < 0.15
-    apart = [entries(t, [REGISTRY["delta_ce"]], 0)["delta_ce"] for t in (coder, control)]
-    assert apart[0]["high"] - apart[0]["low"] > 20 * (lift["high"] - lift["low"])
-    assert found["kl"] == {"value": 0, "low": 0, "high": 0, "tokens": 60, "units": 60}
-    of_kl = {"kl", "kl_recovered_mean", "kl_recovered_zero"}
-    assert set(found) == {"delta_ce", "ce_recovered_mean", "ce_recovered_zero"} | of_kl

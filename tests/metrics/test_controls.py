@@ -1,6 +1,8 @@
 """Controls are as strong as they claim to be."""
 
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sae.base.errors import UserError
 from sae.base.files import write_json
 from sae.coders import Coder, make_coder
 from sae.lm import LanguageModel
@@ -30,10 +33,13 @@ from sae.metrics.controls import (
     train_rows,
     trained,
 )
-from sae.metrics.controls.random_model import activations, random_model
+from sae.metrics.controls.dictionaries import Basis
+from sae.metrics.controls.random_model import activations, random_model, random_model_coder
 from sae.metrics.controls.trained import at_best_rate
 from sae.metrics.identity import decoder_identity
-from sae.metrics.sample import Batch, draw
+from sae.metrics.numbers import apart_numbers
+from sae.metrics.sample import Batch, Sample, draw
+from sae.metrics.scoring import score_random_model
 from sae.store import ActivationStore
 from sae.training import Settings
 from tests.metrics.conftest import END, SITE
@@ -146,6 +152,47 @@ def test_all_independent_components_are_a_change_of_basis(coder: Coder, data: Tr
     assert 0.2 < lost < 1
 
 
+def test_independent_components_that_are_kept_get_the_best_amounts(
+    coder: Coder, data: TrainData
+) -> None:
+    """They are not orthogonal: what each would write beside all others is not its best alone."""
+    x, few = data.some(64), independent_components(coder, data, l0=4)
+    codes = few.encode(x)
+    for row, chosen in enumerate(codes.indices_BK):
+        wanted = (x[row] - few.b_dec_D).double()[:, None]
+        directions = few.W_dec_FD[chosen].double().T
+        best = torch.linalg.lstsq(directions, wanted).solution[:, 0]
+        torch.testing.assert_close(codes.acts_BK[row].double(), best, rtol=1e-3, atol=1e-5)
+    kept = Basis(few.b_dec_D, few.W_read_FD, few.W_dec_FD, 4)
+    assert torch.equal(kept.encode(x).indices_BK, codes.indices_BK)
+    assert (x - few(x)).square().sum() < 0.999 * (x - kept(x)).square().sum()
+
+
+def test_dictionary_learning_chooses_its_penalty_at_the_coders_own_l0(
+    coder: Coder, data: TrainData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials and the dictionary of a penalty are learned once for all L0s."""
+    learned: list[tuple[float, int]] = []
+    honest = factorised._learn
+
+    def watched(rows: Any, model: Any, steps: int, tell: Any) -> torch.Tensor:
+        learned.append((model.alpha, steps))
+        return honest(rows, model, 1, tell) * 0 + model.alpha
+
+    def left(atoms: torch.Tensor, rows: torch.Tensor, l0: int) -> float:
+        return abs(float(atoms[0, 0]) - {4: 0.5, 5: 0.5, 16: 2.0}[l0])
+
+    monkeypatch.setattr(factorised, "_learn", watched)
+    monkeypatch.setattr(factorised, "_left", left)
+    data = replace(data, cache=Cache(tmp_path))
+    found = [factorised.dictionary_learning(coder, data, l0=l0) for l0 in (4, 5, 16)]
+    assert [float(control.W_dec_FD[0, 0]) for control in found] == [0.5, 0.5, 2.0]
+    trials, steps = factorised.TRIAL_STEPS, factorised.MOST_STEPS
+    assert sorted(learned) == sorted(
+        [*((alpha, trials) for alpha in factorised.ALPHAS), (0.5, steps), (2.0, steps)]
+    )
+
+
 def test_dictionary_learning_learns_and_is_kept(
     coder: Coder, data: TrainData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +263,30 @@ def test_a_random_model_has_the_shape_and_nothing_else(
     torch.testing.assert_close(live, of_store, rtol=2e-3, atol=2e-3)  # what its own store holds
 
 
+def test_the_coder_of_a_random_model_is_scored_about_the_mean_of_its_own_train_activations(
+    trained_coder: Coder, lm: LanguageModel, data: TrainData, tmp_path: Path
+) -> None:
+    """Not about that of the held-out ones, which no coder is told."""
+    data = replace(data, cache=Cache(tmp_path))
+    held = draw(data.sample.store, "heldout", 300, {END})
+    scored = score_random_model(trained_coder, lm, data, held, 8, 0, lambda *_: None)
+    found = apart_numbers(scored, "random_model", 0)["ev_legacy"]["value"]
+    untrained = random_model(lm, 0)
+
+    def rows(sample: Sample) -> torch.Tensor:
+        return torch.cat([b.x_BD[b.scored_B] for b in activations(untrained, sample, SITE)])
+
+    control, mean = random_model_coder(trained_coder, data, untrained, 8, 0)
+    torch.testing.assert_close(mean, rows(data.sample).mean(0), rtol=1e-4, atol=1e-6)
+    x = rows(held)
+
+    def legacy(centre: torch.Tensor) -> float:
+        return 1 - float(((x - control(x)).square().sum(1) / (x - centre).square().sum(1)).mean())
+
+    assert found == pytest.approx(legacy(mean), rel=1e-4)
+    assert found != pytest.approx(legacy(x.mean(0)), rel=1e-3)
+
+
 def test_every_control_through_the_whole_evaluation(
     trained_coder: Coder, everywhere: ActivationStore, lm: LanguageModel, tmp_path: Path
 ) -> None:
@@ -239,13 +310,17 @@ def test_every_control_through_the_whole_evaluation(
     assert all(entry["tokens"] > 0 for entry in apart.values())
     assert all(rung["best"] != "random_model" for rung in found["ladder"].values())
     assert found["ladder"]["ev"]["by_value"] == ["random_model"]
+    assert found["ladder"]["mse"]["by_value"] == []  # another model's unit
+    assert apart["mse"]["value"] > 0
     assert apart["ev"]["tokens"] == found["controls"]["pca"]["ev"]["tokens"]
     ev = {name: scores["ev"]["value"] for name, scores in found["controls"].items()}
     own = found["ladder"]["ev"]["coder"]
     for weak in ("random_dictionary", "shuffled_decoder", "train_rows"):
         assert ev[weak] < own
     write_json(tmp_path / "evaluation.json", found)
-    assert "coder of a random model" in write_report("a", found, tmp_path / "a.html").read_text()
+    text = write_report("a", found, tmp_path / "a.html").read_text()
+    assert "coder of a random model" in text
+    assert "It has no losses: " in text
 
 
 @pytest.fixture
@@ -278,3 +353,22 @@ def test_a_trained_control_takes_the_best_of_three_rates(data: TrainData) -> Non
     tried.clear()
     at_best_rate(make, replace(settings, steps=300), data, 128, data.some)
     assert tried == [(300, 1e-3)]  # too short to be tried out
+
+
+def test_a_trained_control_that_diverged_is_none(data: TrainData) -> None:
+    """A straw man would make any coder look good."""
+    tried: list[tuple[int, float | None]] = []
+    settings = Settings(steps=800, batch=8, learning_rate=1e-3)
+
+    def make(settings: Settings, data: TrainData, diverges: Any) -> Any:
+        tried.append((settings.steps, settings.learning_rate))
+        return lambda x: x * (math.nan if diverges(settings) else 0.5)
+
+    slow = partial(make, diverges=lambda s: s.steps == 100 and s.learning_rate == 5e-4)
+    at_best_rate(slow, settings, data, 128, data.some)
+    assert tried[-1] == (800, 1e-3)  # no trial is better than one that gave NaN, but any finite one
+    whole = partial(make, diverges=lambda s: s.steps == 800 and s.learning_rate < 2e-3)
+    at_best_rate(whole, settings, data, 128, data.some)
+    assert tried[-3:] == [(800, 5e-4), (800, 1e-3), (800, 2e-3)]
+    with pytest.raises(UserError, match="diverged at every learning rate"):
+        at_best_rate(partial(make, diverges=lambda _: True), settings, data, 128, data.some)

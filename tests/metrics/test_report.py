@@ -185,23 +185,60 @@ def test_names_are_text_not_markup(evaluation: dict[str, Any], tmp_path: Path) -
     assert "$k_1$ &amp; co" in text
 
 
+def unbeaten(evaluation: dict[str, Any]) -> dict[str, Any]:
+    found = copy.deepcopy(evaluation)
+    for rung in found["ladder"].values():
+        rung.update(won_by=[], undecided=[], units=50)
+    return found
+
+
 def test_a_control_that_wins_is_marked(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    beaten, best = copy.deepcopy(evaluation), copy.deepcopy(evaluation)
-    for rung in (*beaten["ladder"].values(), *best["ladder"].values()):
-        rung["won_by"] = []
-        rung["undecided"] = []
+    beaten, best = unbeaten(evaluation), unbeaten(evaluation)
     beaten["ladder"]["ev"].update(best="pca", won_by=["pca"])
     beaten["ladder"]["fvu"].update(best="raw_neurons", undecided=["raw_neurons"])
     text, _ = read(beaten, tmp_path)
-    assert "PCA beats this coder on <code>ev</code> (red above): " in text
-    assert text.count('<td class="r bad">') == 2  # the control's number, and the lift over it
+    assert "PCA is as good as this coder or better on <code>ev</code>: a linear code" in text
+    rows = text[: text.index("All metrics of")]
+    assert rows.count('<td class="r bad">') == 2  # the control's number, and the lift over it
     assert text.count('<td class="r good">') == len(beaten["ladder"]) - 2
     assert text.count("<td>raw neurons</td></tr>") == 1
+    assert text.count('<td class="bad">PCA</td><td>–</td></tr>') == 1
     beaten["ladder"]["ev"]["by_value"] = ["pca"]
     text, _ = read(beaten, tmp_path)
-    assert "(red above; by the values alone, for want of a paired interval)" in text
+    assert "<code>ev</code> (by the values alone, for want of a paired interval): " in text
     text, _ = read(best, tmp_path)
-    assert "beats this coder on" not in text
+    assert "as this coder or better" not in text
+    assert "as good or better: " not in text
+
+
+def test_what_a_control_wins_is_marked_where_people_look(
+    evaluation: dict[str, Any], tmp_path: Path
+) -> None:
+    """With the control's name: in the tiles, and on the page that leads to those of the coders."""
+    beaten = unbeaten(evaluation)
+    beaten["ladder"]["delta_ce"].update(won_by=["pca", "raw_neurons"])
+    value = number(beaten["metrics"]["delta_ce"]["value"])
+    text, _ = read(beaten, tmp_path)
+    tiles = text[text.index('<div class="tiles">') : text.index("Against what learns no features")]
+    assert tiles.count("bad") == 2
+    assert f'<div class="value bad">{value}</div>' in tiles
+    assert '<span class="bad">as good or better: PCA, raw neurons</span>' in tiles
+    both = {"won": beaten, "best": unbeaten(evaluation)}
+    index = write_report_index(both, tmp_path / "report.html").read_text()
+    assert index.count('<td class="r bad"') == 1
+    assert f"{value}<small>" in index
+    assert index.count("as good or better:<br>PCA<br>raw neurons</small>") == 1
+
+
+def test_a_page_says_on_what_nothing_is_decided(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    few = unbeaten(evaluation)
+    assert "Nothing is decided" not in read(few, tmp_path)[0]
+    few["ladder"]["kl"].update(units=9, undecided=list(few["controls"]), low=None, high=None)
+    for entry in (few["coder_beside_controls"]["kl"], few["controls"]["pca"]["kl"]):
+        del entry["low"], entry["high"]  # an interval that nothing can give
+    text, _ = read(few, tmp_path)
+    assert "Nothing is decided on <code>kl</code>: with fewer than 10 documents" in text
+    assert "no interval" in text
 
 
 def test_controls_of_another_model_have_no_losses_to_show(

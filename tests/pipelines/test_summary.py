@@ -40,7 +40,9 @@ def test_controls_stand_under_the_coder_on_their_own_tokens(copy: Path, evaluati
     tokens, losses = (human_count(pca[name]["tokens"]) for name in ("ev", "delta_ce"))
     said = f"on {tokens}, losses {losses} tokens:"
     at = next(i for i, line in enumerate(lines) if said in line)
-    assert f"{evaluation['ladder']['ev']['coder']:.3f}" in lines[at]
+    own = evaluation["coder_beside_controls"]
+    shown = [cell.strip(" !") for cell in lines[at].split("│")[2:-1]]
+    assert shown[:2] == [f"{own['ev']['value']:.3f}", f"{own['l0']['value']:.1f}"]
     assert "pca" in lines[at + 1]
     evaluation["controls"] = {}
     (copy / "evaluation" / "topk.json").write_text(json.dumps(evaluation))
@@ -48,3 +50,23 @@ def test_controls_stand_under_the_coder_on_their_own_tokens(copy: Path, evaluati
         summary(copy)
     seal(copy / "evaluation", ["topk.json"])
     assert "tokens:" not in "\n".join(summary(copy))
+
+
+def test_a_number_that_a_control_wins_is_marked_with_its_name(copy: Path, evaluation: dict) -> None:
+    for rung in evaluation["ladder"].values():
+        rung["won_by"] = []
+    evaluation["metrics"]["fvu"].update(low=0.1, high=None)  # an end that does not exist
+    path = copy / "evaluation" / "topk.json"
+
+    def written() -> list[str]:
+        path.write_text(json.dumps(evaluation))
+        seal(copy / "evaluation", ["topk.json"])
+        return summary(copy)
+
+    assert "!" not in "\n".join(written())
+    evaluation["ladder"]["ev"]["won_by"] = ["pca"]
+    evaluation["ladder"]["kl"]["won_by"] = ["raw_neurons"]  # which the table does not show
+    lines = written()
+    marked = [line.split("│")[1].strip() for line in lines if "│" in line and "!" in line]
+    assert [name for name in marked if "tokens" not in name] == ["topk", "pca"]
+    assert "! A control is as good as topk or better: EV (pca)" in lines

@@ -5,6 +5,7 @@ Sparse autoencoders explain much of a randomly initialised transformer as well (
 reached there says nothing about learned features.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,25 +47,37 @@ def random_model(lm: "LanguageModel", seed: int = 0) -> "LanguageModel":
 
 def random_model_coder(
     coder: Coder, data: TrainData, untrained: "LanguageModel", l0: int, seed: int = 0
-) -> Coder:
-    """A TopK coder trained on `untrained`'s activations of the train split, as ours on its own."""
+) -> tuple[Coder, Tensor]:
+    """A TopK coder trained on `untrained`'s activations of the train split, as ours on its own;
+    and the mean of these activations, (D,) float32.
+    """
     settings = replace(settings_of(coder), seed=seed)
 
-    def trained() -> Coder:
+    @functools.cache
+    def rows() -> np.ndarray:
         sample = draw(data.sample.store, "train", TOKENS, data.sample.special)
         batches = activations(untrained, sample, data.site)
-        rows_ND = np.concatenate([b.x_BD[b.scored_B].half().numpy() for b in batches])
+        return np.concatenate([b.x_BD[b.scored_B].half().numpy() for b in batches])
+
+    def trained() -> Coder:
+        stats = _stats(rows())
 
         def make(settings: Settings, data: TrainData) -> Coder:
-            stream = _shuffled(rows_ND, settings.batch, seed)
-            return train_topk(coder, data, l0, settings, _stats(rows_ND), stream)
+            stream = _shuffled(rows(), settings.batch, seed)
+            return train_topk(coder, data, l0, settings, stats, stream)
 
-        few = rows_ND[:: max(1, len(rows_ND) // PROBE_ROWS)]
+        few = rows()[:: max(1, len(rows()) // PROBE_ROWS)]
         some = torch.from_numpy(few).float().to(data.device)
         return at_best_rate(make, settings, data, coder.d_sae, lambda: some)
 
+    def mean() -> dict[str, Tensor]:
+        return {"mean_D": torch.from_numpy(_stats(rows()).mean_D).float()}
+
+    of_model = [data.sample.store.attributes, data.site, untrained.hash, TOKENS]
     key = [*key_of(coder, data, l0, settings), untrained.hash, TOKENS]
-    return data.cache.coder(RANDOM_MODEL, key, trained).to(data.device)
+    control = data.cache.coder(RANDOM_MODEL, key, trained)
+    mean_D = data.cache.tensors(f"{RANDOM_MODEL}_mean", of_model, mean)["mean_D"]
+    return control.to(data.device), mean_D.to(data.device)
 
 
 def activations(lm: "LanguageModel", sample: Sample, site: str) -> Iterator[Batch]:
@@ -80,15 +93,6 @@ def activations(lm: "LanguageModel", sample: Sample, site: str) -> Iterator[Batc
         wanted_B = scored_B | first_ST.flatten()
         unit_B = torch.from_numpy(sample.unit_ST[part].reshape(-1))
         yield Batch(x_BD[wanted_B], unit_B[wanted_B], scored_B[wanted_B])
-
-
-def mean_of(batches: Iterator[Batch]) -> Tensor:
-    """(D,) float32 mean of the scored rows."""
-    count, total_D = 0, torch.zeros(1, dtype=torch.float64)
-    for batch in batches:
-        x_BD = batch.x_BD[batch.scored_B].cpu().double()
-        count, total_D = count + len(x_BD), total_D + x_BD.sum(0)
-    return (total_D / max(1, count)).float()
 
 
 def _stats(rows_ND: np.ndarray) -> SiteStats:

@@ -7,6 +7,7 @@ A frozen decoder's training reads the store in the order that the coder's did; a
 store, and rows that are kept in memory are read in an order of their own.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import fields, replace
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sae.base.devices import in_float64
+from sae.base.errors import UserError
 from sae.coders import Coder, make_coder
 from sae.metrics.controls.base import TrainData
 from sae.store import ShuffledReader, SiteStats
@@ -71,19 +73,30 @@ def frozen_decoder(coder: Coder, data: TrainData, l0: int, seed: int = 0) -> Cod
 def at_best_rate(
     make: Make, settings: Settings, data: TrainData, width: int, rows: Callable[[], Tensor]
 ) -> Coder:
-    """`make(settings, data)` at that of `RATES` whose trial leaves the least of some train rows."""
-    steps, rate, whole = settings.steps // TRIAL, settings.peak_rate(width), data.tell
-    if steps < FEWEST_STEPS:
-        return make(settings, data)
-    x_BD, total = rows(), settings.steps + len(RATES) * steps
-    left: dict[float, float] = {}
-    for tried, multiple in enumerate(RATES):
-        short = replace(settings, steps=steps, learning_rate=multiple * rate)
-        told = replace(data, tell=partial(_shifted, whole, tried * steps, total))
-        coder = make(short, told)
-        left[multiple] = float(in_float64(x_BD - coder(x_BD)).square().sum())
-    best = replace(settings, learning_rate=min(left, key=lambda m: left[m]) * rate)
-    return make(best, replace(data, tell=partial(_shifted, whole, len(RATES) * steps, total)))
+    """`make(settings, data)` at that of `RATES` whose trial leaves the least of some train rows.
+
+    What diverged would be a straw man: then the next best rate is taken. Raises `UserError` if
+    there is none.
+    """
+    steps, rate, x_BD = settings.steps // TRIAL, settings.peak_rate(width), rows()
+    rates = RATES if steps >= FEWEST_STEPS else ()
+    before, total = len(rates) * steps, settings.steps + len(rates) * steps
+
+    def left(multiple: float, steps: int, before: int) -> tuple[float, Coder]:
+        told = replace(data, tell=partial(_shifted, data.tell, before, total))
+        coder = make(replace(settings, steps=steps, learning_rate=multiple * rate), told)
+        error = float(in_float64(x_BD - coder(x_BD)).square().sum())
+        return (error if math.isfinite(error) else math.inf), coder
+
+    tried = {multiple: left(multiple, steps, i * steps)[0] for i, multiple in enumerate(rates)}
+    for multiple in sorted(tried, key=lambda m: tried[m]) or (1.0,):
+        error, coder = left(multiple, settings.steps, before)
+        if error < math.inf:
+            return coder
+    raise UserError(
+        "The training of a control diverged at every learning rate that was tried; leave it out "
+        "by naming the others as `evaluate.controls`."
+    )
 
 
 def _shifted(tell: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
@@ -112,7 +125,7 @@ def train_topk(
         data.tell(step, settings.steps)
         if step == settings.steps:
             break
-    return trainer.finished_coder()
+    return trainer.finished_coder().to(data.device)
 
 
 def key_of(coder: Coder, data: TrainData, l0: int, settings: Settings) -> list[Any]:
