@@ -23,7 +23,7 @@ from loupe_system import System  # pyright: ignore[reportMissingImports]
 from spec import Spec, synthetic_batches  # pyright: ignore[reportMissingImports]
 
 from sae.coders import save_coder
-from sae.kernels.cpu import CHUNK_VALUES, MIN_CHUNK_ROWS
+from sae.kernels import chunks
 from sae.training import CoderTrainer
 from sae.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -90,7 +90,7 @@ def peak() -> int:
 
 def product_seconds(spec: Spec, x_BD: torch.Tensor) -> float:
     W_FD = torch.randn(spec.width, spec.d, dtype=torch.bfloat16)
-    rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // spec.width)
+    rows = chunks.cpu_score_rows(spec.width)
     out = torch.empty(rows, spec.width, dtype=torch.bfloat16)
     samples = []
     for _ in range(1 + REPEATS):  # the first one finds its kernels, and touches its memory

@@ -17,7 +17,9 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 where it is native: Ampere and later, or a CPU with AVX512-BF16 or AMX."""
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        with torch.cuda.device(device):  # cards of one machine may differ
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     if kind == "cpu" and _cpu_has_bf16():
         return torch.bfloat16
     return torch.float32

@@ -5,14 +5,17 @@ inference uses a threshold: the running mean of the smallest activation that was
 saved as a JumpReLU coder with that threshold for every latent.
 """
 
+from typing import TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae.coders.contract import Coder, Forward, check_k
 from sae.coders.jumprelu import JumpReLU
-from sae.kernels import Kernels, Support, select_batchtopk, select_positive
+from sae.kernels import Kernels, Support, chunks, select_batchtopk, select_positive
 
 THRESHOLD_DECAY = 0.99  # of the running mean, per training step
+J = TypeVar("J", bound=JumpReLU)
 
 
 class BatchTopK(Coder):
@@ -34,6 +37,12 @@ class BatchTopK(Coder):
     def touched(self, rows: int) -> int:
         return min(self.d_sae, rows * self.k)
 
+    def dense_values(self, rows: int) -> int:
+        """Those rows that may hold more than 2k winners, at most half of all, are scored anew in
+        full precision, with masks over their scores."""
+        again = 2 * min(rows // 2, chunks.score_rows(self.d_sae)) * self.d_sae
+        return max(super().dense_values(rows), again)
+
     def select(self, centred_BD: Tensor) -> Support:
         return select_positive(centred_BD, self.W_enc_FD, self.b_enc_F, self.threshold)
 
@@ -52,7 +61,12 @@ class BatchTopK(Coder):
         return self._sparse_forward(x_BD, support, kernels)
 
     def for_inference(self) -> JumpReLU:
-        out = JumpReLU(self.d_in, self.d_sae).to(self.W_enc_FD)
-        with torch.no_grad():
-            out.threshold_F.copy_(self.threshold.clamp(min=0))
+        with torch.device("meta"):
+            out = JumpReLU(self.d_in, self.d_sae)
+        return self._lend(out)
+
+    def _lend(self, out: J) -> J:
+        """Makes this coder's own weights those of a form that was made without any."""
+        threshold = self.threshold.detach().clamp(min=0).to(self.b_enc_F.dtype)
+        out.threshold_F = nn.Parameter(threshold.expand(self.d_sae).clone())
         return out.share_weights(self)

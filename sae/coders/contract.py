@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sae.base.errors import UserError
-from sae.kernels import Codes, Kernels, Support, kernels_for
-from sae.kernels.select import CHUNK_VALUES
+from sae.kernels import Codes, Kernels, Support, chunks, kernels_for
 
 
 class Forward:
@@ -121,9 +120,11 @@ class Coder(nn.Module, ABC):
         return self.touched(rows) * (self.d_in + self.d_out)
 
     def dense_values(self, rows: int) -> int:
-        """Values of (rows, F) tensors that such a step holds at its peak."""
-        scores = rows * self.d_sae
-        return self.dense_tensors * scores or min(scores, CHUNK_VALUES)
+        """Values of (rows, F) tensors that such a step holds at its peak on a CPU: `dense_tensors`
+        whole ones, or the scores of one chunk among which the k largest are looked for."""
+        if self.dense_tensors:
+            return self.dense_tensors * rows * self.d_sae
+        return min(rows, chunks.cpu_score_rows(self.d_sae)) * self.d_sae
 
     def row_penalty(self, codes: Codes) -> Tensor:
         """(B,) what the loss adds to each row's ‖x − x̂‖², before the division by D."""

@@ -25,10 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
-from sae.kernels import Codes, Kernels, Support
+from sae.kernels import Codes, Kernels, Support, chunks
 
-CHUNK_VALUES = 1 << 28  # of all dense (rows, F) tensors that the steps on a chunk hold: 1 GiB
-PER_STEP, BESIDE = 3, 6  # how many these are (tests/training/test_memory.py counts them)
+PER_STEP, BESIDE = 3, 6  # dense tensors that steps hold (tests/training/test_memory.py counts)
 
 
 class ISTA(Coder):
@@ -42,6 +41,7 @@ class ISTA(Coder):
     hyperparameters = ("steps", "l1")
     squared_norm: Tensor  # ‖W_dec‖², the Lipschitz constant of the gradient / 2
     direction_D: Tensor  # the right singular vector that belongs to it
+    norm_known: bool = False  # whether they are this decoder's: only training asks
 
     def __init__(self, d_in: int, d_sae: int, steps: int = 4, l1: float = 5.0) -> None:
         if steps < 1:
@@ -57,10 +57,8 @@ class ISTA(Coder):
         super().initialise(mean_D, generator)
         with torch.no_grad():
             self.b_enc_F.fill_(-self.l1 / 2)
+            self._find_norm()
             self.log_gain_T.zero_()
-            values_D, vectors_DD = torch.linalg.eigh(self.W_dec_FD.T @ self.W_dec_FD)
-            self.squared_norm.copy_(values_D[-1])
-            self.direction_D.copy_(vectors_DD[:, -1])
 
     def step_sizes(self) -> Tensor:
         """η_t: of the first guess, then of each step."""
@@ -80,7 +78,7 @@ class ISTA(Coder):
 
     @property
     def _chunk_rows(self) -> int:
-        return max(1, CHUNK_VALUES // (self.d_sae * self._dense_tensors))
+        return max(1, chunks.UNROLLED // (self.d_sae * self._dense_tensors))
 
     def select(self, centred_BD: Tensor) -> Support:
         return self._iterated(centred_BD).support
@@ -105,9 +103,19 @@ class ISTA(Coder):
     def load_saved(self, tensors: Mapping[str, Tensor]) -> Self:
         super().load_saved(tensors)
         with torch.no_grad():
-            self.squared_norm.fill_(1.0)
+            self.squared_norm.fill_(1.0)  # step sizes are those saved, to the bit
             self.log_gain_T.copy_(tensors["step_sizes"].log())
+        self.norm_known = False
         return self
+
+    @torch.no_grad()
+    def _find_norm(self) -> None:
+        """‖W_dec‖² from nothing; the step sizes stay what they are."""
+        values_D, vectors_DD = torch.linalg.eigh(self.W_dec_FD.T @ self.W_dec_FD)
+        self.log_gain_T += (values_D[-1] / self.squared_norm).log()
+        self.squared_norm.copy_(values_D[-1])
+        self.direction_D.copy_(vectors_DD[:, -1])
+        self.norm_known = True
 
     def _iterated(self, centred_BD: Tensor) -> Codes:
         """The codes, chunk by chunk; only their support outlives a chunk.
@@ -115,10 +123,10 @@ class ISTA(Coder):
         With gradients and more than one chunk, the steps of a chunk are computed again in the
         backward pass, so that memory holds those of one chunk.
         """
-        chunks = centred_BD.split(self._chunk_rows)
-        again = len(chunks) > 1 and torch.is_grad_enabled()
+        parts = centred_BD.split(self._chunk_rows)
+        again = len(parts) > 1 and torch.is_grad_enabled()
         acts, indices, counts = [], [], [torch.zeros(1, dtype=torch.int64)]
-        for chunk_BD in chunks:
+        for chunk_BD in parts:
             found = checkpoint(self._unroll, chunk_BD, use_reentrant=False) if again else None
             acts_BF = cast(Tensor, found) if again else self._unroll(chunk_BD)
             row_N, latent_N = (acts_BF.detach() > 0).nonzero(as_tuple=True)
@@ -145,6 +153,8 @@ class ISTA(Coder):
     @torch.no_grad()
     def _follow_norm(self) -> None:
         """‖W_dec‖² by one step of the power method from where the last training step left it."""
+        if not self.norm_known:
+            self._find_norm()
         image_F = self.W_dec_FD @ self.direction_D
         self.squared_norm.copy_(image_F.square().sum())
         direction_D = image_F @ self.W_dec_FD

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
-from sae.kernels import Codes, Kernels, Support
+from sae.kernels import Codes, Kernels, Support, chunks
 
 LONGEST = 2**16
 """Iterations of a token, for each of which there is a place in memory."""
-
-CHUNK_VALUES = 1 << 26  # of the dense (rows, F) scores of a step that exist at a time
 
 
 class MatchingPursuit(Coder):
@@ -58,6 +56,10 @@ class MatchingPursuit(Coder):
         del self.W_enc_FD
         self.W_enc_FD = self.W_dec_FD  # tied: one parameter under two names
         self.b_enc_F.requires_grad_(False)
+
+    def dense_values(self, rows: int) -> int:
+        """Scores of a chunk, at one step of its pursuit."""
+        return min(rows, chunks.score_rows(self.d_sae)) * self.d_sae
 
     def select(self, centred_BD: Tensor) -> Support:
         return self._pursue(centred_BD).support
@@ -123,7 +125,7 @@ class _Pursuit(torch.autograd.Function):
     def forward(
         ctx: Any, x_BD: Tensor, W_FD: Tensor, steps: int, threshold: float, stop: bool
     ) -> tuple[Tensor, Tensor]:
-        size = max(1, CHUNK_VALUES // len(W_FD))
+        size = chunks.score_rows(len(W_FD))
         parts = [_run(x, W_FD, steps, threshold, stop) for x in x_BD.split(size)]
         longest = max(part[0].shape[1] for part in parts)
         values_BT, indices_BT = (

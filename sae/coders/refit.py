@@ -16,9 +16,7 @@ from sae.base.devices import float64_device, in_float64
 from sae.base.errors import UserError
 from sae.coders.contract import Coder
 from sae.coders.nonnegative import solve_nonnegative, solve_spd
-from sae.kernels import Codes, Support
-
-CHUNK_VALUES = 1 << 24  # values of the largest tensor of a chunk
+from sae.kernels import Codes, Support, chunks
 
 
 @torch.no_grad()
@@ -78,7 +76,8 @@ def least_squares(
     used_BK = torch.arange(widest, device=x_BD.device) < counts_B[:, None]
     solve = solve_nonnegative if nonnegative else solve_spd
     acts = []
-    for rows in torch.arange(support.rows, device=x_BD.device).split(_rows(widest * len(W_FD[0]))):
+    size = _rows(widest * max(widest, W_FD.shape[1]))
+    for rows in torch.arange(support.rows, device=x_BD.device).split(size):
         atoms_BKD = in_float64(W_FD[indices_BK[rows]])
         used = used_BK[rows].to(atoms_BKD.device)
         atoms_BKD = atoms_BKD * used[..., None]
@@ -112,7 +111,7 @@ def orthogonal_matching_pursuit(
     norms_F = W_FD.norm(dim=1)
     unit_FD = W_FD / norms_F.clamp_min(torch.finfo(W_FD.dtype).tiny)[:, None]
     k = min(k, W_FD.shape[1]) if not nonnegative else k
-    size = _rows(max(len(W_FD), k * W_FD.shape[1]))
+    size = _rows(max(len(W_FD), k * max(k, W_FD.shape[1])))
     parts = [_Pursuit(x, unit_FD, k, nonnegative).run(tolerance) for x in x_BD.split(size)]
     indices_BK, acts_BK, used_BK = (torch.cat([part[i] for part in parts]) for i in range(3))
     acts_BK = acts_BK / norms_F[indices_BK].clamp_min(torch.finfo(W_FD.dtype).tiny)
@@ -205,4 +204,5 @@ def _check(x_BD: Tensor, W_FD: Tensor) -> None:
 
 
 def _rows(values: int) -> int:
-    return max(1, CHUNK_VALUES // values)
+    """How many are solved at once, the largest tensor having so many values for each."""
+    return max(1, chunks.SYSTEMS // values)

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from sae.base.errors import UserError
 from sae.coders.contract import Coder, Forward, SparseForward
 from sae.coders.relu import check_weight
-from sae.kernels import Codes, Kernels, Support, kernels_for
-from sae.kernels.select import CHUNK_VALUES
+from sae.kernels import Codes, Kernels, Support, chunks, kernels_for
 
 
 class Switch(Coder):
@@ -65,7 +64,8 @@ class Switch(Coder):
 
     def dense_values(self, rows: int) -> int:
         """Scores of one expert at a time, to which all rows may go."""
-        return min(rows * self.d_sae // self.experts, CHUNK_VALUES)
+        width = self.d_sae // self.experts
+        return min(rows, chunks.cpu_score_rows(width)) * width
 
     def route(self, x_BD: Tensor) -> Tensor:
         """Probabilities of the experts, (B, E)."""

@@ -57,10 +57,9 @@ class Transcoder(TwoSites, BatchTopK):
         self._widen(d_out)
 
     def for_inference(self) -> JumpReLUTranscoder:
-        out = self.saved_kind(self.d_in, self.d_sae, self.d_out).to(self.W_enc_FD)
-        with torch.no_grad():
-            out.threshold_F.copy_(self.threshold.clamp(min=0))
-        return out.share_weights(self)
+        with torch.device("meta"):
+            out = self.saved_kind(self.d_in, self.d_sae, self.d_out)
+        return self._lend(out)
 
 
 class SkipTranscoder(Transcoder):

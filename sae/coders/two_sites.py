@@ -98,8 +98,10 @@ class TwoSites(Coder):
         return self
 
     def share_weights(self, other: Coder) -> Self:
-        if self.skip and isinstance(other, TwoSites):
-            self.W_skip_OD = nn.Parameter(other.W_skip_OD.detach())
+        if isinstance(other, TwoSites):
+            self._nothing_D = other.input_centre()
+            if self.skip:
+                self.W_skip_OD = nn.Parameter(other.W_skip_OD.detach())
         return super().share_weights(other)
 
     def _sparse_forward(self, x_BD: Tensor, support: Support, kernels: Kernels) -> Forward:

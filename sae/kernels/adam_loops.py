@@ -18,7 +18,9 @@ def tangent_square(grad_UD, W_FD, rows_U, start, stop):
         for d in range(len(g)):
             square += g[d] * g[d]
             along += g[d] * w[d]
-        total += max(0.0, float(square) - float(along) * float(along))
+        left = float(square) - float(along) * float(along)
+        if not left < 0:  # as NaN is not
+            total += left
     return total
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sae.kernels.codes import Support
 
+SEGMENTS = 64  # of a sum over touched rows: those that threads, or programs, add up at once
+
 if TYPE_CHECKING:
     from sae.kernels.dispatch import Kernels
 
@@ -45,7 +47,7 @@ class EncodeAt(torch.autograd.Function):
             grad_b = kernels.latent_totals(grad_N, support)
         if wants_b_dec:
             # −Σ_b ∂/∂x_b needs no row of its own: the per-latent sums are already there.
-            grad_b_dec = -(grad_b @ W_FD)
+            grad_b_dec = -touched_product(grad_b, W_FD, support, kernels)
         return grad_x, grad_b_dec, grad_W, grad_b, None, None, None
 
 
@@ -135,3 +137,16 @@ def rows_gradient(values_N: Tensor, x_BD: Tensor, support: Support, kernels: "Ke
         is_coalesced=True,
         check_invariants=False,
     )
+
+
+def touched_product(totals_F: Tensor, W_FD: Tensor, support: Support, kernels: "Kernels") -> Tensor:
+    """(D,): totals @ W, where the totals of latents without an entry are 0.
+
+    Where a batch touches few latents, only their rows are read, and none is copied.
+    """
+    if not support.touches_few:
+        return totals_F @ W_FD
+    latents_U, _ = support.touched
+    cuts = torch.arange(SEGMENTS + 1, device=latents_U.device) * len(latents_U) // SEGMENTS
+    parts = Support(latents_U, cuts, support.width)
+    return kernels.rows_sum(totals_F[latents_U], W_FD, parts).sum(dim=0)

@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.kernels import adam_loops, loops, sparse
+from sae.kernels import adam_loops, chunks, loops, sparse
 from sae.kernels.adam import AdamStep, RowGradient
 from sae.kernels.codes import Support
 from sae.kernels.parallel import even_cuts, for_ranges, sum_over_ranges
-
-CHUNK_VALUES = 1 << 25  # values of the dense (rows, F) scores that exist at a time
-MIN_CHUNK_ROWS = 256  # fewer, and packing W costs more than multiplying by it
 
 
 def row_topk(
@@ -27,13 +24,13 @@ def row_topk(
         return sparse.row_topk(x_BD, W_FD, b_F, k, dtype)  # the loops read bits of these two alone
     candidates = k
     if dtype is not W_FD.dtype:
-        candidates = min(k + sparse.SLACK, len(W_FD))
+        candidates = min(k + sparse.slack(k), len(W_FD))
         x_BD, b_F = sparse.centred(x_BD, W_FD, b_F)
     W_low, x_low = W_FD.to(dtype), x_BD.to(dtype)
     index_BK = torch.empty(len(x_BD), k, dtype=torch.int64)
     pre_BK = torch.empty(len(x_BD), k)
     x, W, b = _numpy(x_BD), _numpy(W_FD), _numpy(b_F)
-    rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // len(W_FD))
+    rows = chunks.cpu_score_rows(len(W_FD))
     scores_RF = x_low.new_empty(min(rows, len(x_BD)), len(W_FD))
     for first in range(0, len(x_BD), rows):
         part = slice(first, first + rows)

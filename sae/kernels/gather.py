@@ -10,10 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sae.kernels import sparse
+from sae.kernels import chunks, sparse
 from sae.kernels.codes import Support
-
-CHUNK_VALUES = 1 << 24  # values of the gathered rows that exist at a time
 
 
 def row_topk(
@@ -60,5 +58,5 @@ def _sum_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _chunks(entries: int, width: int) -> Iterator[slice]:
-    size = max(1, CHUNK_VALUES // max(1, width))
+    size = max(1, chunks.GATHERED // max(1, width))
     return (slice(first, first + size) for first in range(0, entries, size))

@@ -10,6 +10,7 @@ from numba import njit
 
 FAST = {"reassoc", "contract", "nsz"}
 LOW, HIGH = np.int64(-(2**31)), np.int64(2**31 - 1)  # of a key
+NANS = np.int32(0x7FFFFF)  # keys of NaNs with their sign bit set
 
 
 @njit(nogil=True, cache=True)
@@ -33,6 +34,16 @@ def _kth_largest(keys, n, k, low, high):
 
 
 @njit(nogil=True, cache=True)
+def _cut(keys, n, k, low):
+    """(the k-th largest of keys[:n], not below `low`; how many equal to it are among the k)."""
+    bound = _kth_largest(keys, n, k, low, HIGH)
+    ties = k
+    for i in range(n):
+        ties -= keys[i] > bound
+    return bound, ties
+
+
+@njit(nogil=True, cache=True)
 def _sortable(bits, b, keys, floats, shift):
     """keys = scores + b as integers in the order of the floats; `floats` is a view of `keys`.
 
@@ -42,8 +53,19 @@ def _sortable(bits, b, keys, floats, shift):
         keys[i] = np.int32(bits[i]) << shift
     for i in range(len(keys)):
         floats[i] += b[i]
+    _order(keys)
+
+
+@njit(nogil=True, cache=True)
+def _order(keys):
+    """Makes the bits of floats integers in the order of the floats, NaNs above all, as in torch.
+
+    Of negative floats all bits but the sign are turned. That would put NaNs with their sign bit
+    set (what x86 makes of 0 / 0) under −inf: the subtraction takes them below the least integer,
+    and so to the other end.
+    """
     for i in range(len(keys)):
-        keys[i] ^= (keys[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+        keys[i] = (keys[i] ^ ((keys[i] >> np.int32(31)) & np.int32(0x7FFFFFFF))) - NANS
 
 
 @njit(nogil=True, cache=True)
@@ -83,11 +105,7 @@ def _largest(keys_F, count, group_max, found, found_keys, out):
                     found[n] = i
                     found_keys[n] = keys_F[i]
                     n += 1
-    bound = _kth_largest(found_keys, n, count, np.int64(bound), HIGH)
-    above = 0
-    for i in range(n):
-        above += found_keys[i] > bound
-    ties = count - above
+    bound, ties = _cut(found_keys, n, count, np.int64(bound))
     m = 0
     for i in range(n):
         tie = found_keys[i] == bound
@@ -122,38 +140,41 @@ def _dots(x, W_FD, latents, count, out):
 
 
 @njit(nogil=True, cache=True)
+def _keep_best(chosen, scores, keys, index_K, pre_K):
+    """The K candidates of largest key, in the order in which they come; of equals the last."""
+    left = len(index_K)
+    bound, ties = _cut(keys, len(keys), left, LOW)
+    for c in range(len(keys) - 1, -1, -1):
+        tie = keys[c] == bound
+        if keys[c] > bound or (tie and ties > 0):
+            ties -= tie
+            left -= 1
+            index_K[left], pre_K[left] = chosen[c], scores[c]
+
+
+@njit(nogil=True, cache=True)
 def select_rows(bits_RF, x_RD, W_FD, b_F, candidates, start, stop, index_RK, pre_RK):
     """The K latents of largest x·W + b of rows [start, stop), and these values.
 
     `bits_RF` are the bits of the products x·W, as signed integers of their size: the
     `candidates` that look best by them are scored again in float32, and the K best stay.
     """
-    width, k = bits_RF.shape[1], index_RK.shape[1]
+    width = bits_RF.shape[1]
     groups = min(width, max(2 * candidates, int(np.sqrt(candidates * width)) // 64 * 64))
     keys, group_max = np.empty(width, np.int32), np.empty(groups, np.int32)
     floats = keys.view(np.float32)
     found, found_keys = np.empty(width, np.int32), np.empty(width, np.int32)
-    chosen = np.empty(candidates, np.int64)
-    scores = np.empty(candidates, W_FD.dtype)
+    chosen, again = np.empty(candidates, np.int64), np.empty(candidates, np.int32)
+    scores = np.empty(candidates, np.float32)
     for r in range(start, stop):
         _keys_and_maxima(bits_RF[r], b_F, keys, floats, group_max)
         _largest(keys, candidates, group_max, found, found_keys, chosen)
         _dots(x_RD[r], W_FD, chosen, candidates, scores)
         for c in range(candidates):
             scores[c] += b_F[chosen[c]]
-        left = candidates
-        while left > k:  # drop the least; few are in excess
-            least = 0
-            for c in range(1, left):
-                if scores[c] < scores[least]:
-                    least = c
-            left -= 1
-            for c in range(least, left):
-                scores[c] = scores[c + 1]
-                chosen[c] = chosen[c + 1]
-        for c in range(k):
-            index_RK[r, c] = chosen[c]
-            pre_RK[r, c] = scores[c]
+        again[:] = scores.view(np.int32)
+        _order(again)
+        _keep_best(chosen, scores, again, index_RK[r], pre_RK[r])
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)

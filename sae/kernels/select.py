@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sae.kernels import chunks
 from sae.kernels.codes import Support
 from sae.kernels.dispatch import Kernels, kernels_for
 
 ROUNDING = 1e-5  # relative: what two float32 products of the same rows may differ by
-CHUNK_VALUES = 1 << 26  # values of the dense (rows, F) scores that exist at a time
 
 
 def select_topk(
@@ -60,7 +60,8 @@ def select_batchtopk(
         cut = float(pre_BC.flatten().topk(wanted, sorted=False).values.min())
         saturated_B = (pre_BC.min(dim=1).values >= cut) & (each < width)
         full_R = saturated_B.nonzero()[:, 0]  # these rows may have more than 2k winners
-        row_N, slot_N = ((pre_BC >= cut) & (pre_BC > 0)).nonzero(as_tuple=True)
+        # Negated, so that a NaN is chosen, and shows in the loss.
+        row_N, slot_N = (~((pre_BC < cut) | (pre_BC <= 0))).nonzero(as_tuple=True)
         latent_N, pre_N = index_BC[row_N, slot_N], pre_BC[row_N, slot_N]
         if len(full_R):
             others = ~torch.isin(row_N, full_R)
@@ -85,10 +86,12 @@ def _above_cut(
     """
     near = cut - ROUNDING * abs(cut)
     found = []
-    for some in rows_R.split(max(1, CHUNK_VALUES // len(W_FD))):
-        pre = x_BD[some] @ W_FD.T + b_F
+    for some in rows_R.split(chunks.score_rows(len(W_FD))):
+        pre = x_BD[some] @ W_FD.T
+        pre += b_F
         row_N, latent_N = ((pre >= near) & (pre > 0)).nonzero(as_tuple=True)
         found.append((some[row_N], latent_N, pre[row_N, latent_N]))
+        del pre  # before the next product is there
     row_N, latent_N, pre_N = map(torch.cat, zip(*found, strict=True))
     return row_N, latent_N, pre_N
 
@@ -121,9 +124,13 @@ def _above(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, floor_F: Tensor | float, parts: int = 1
 ) -> Iterator[Support]:
     """The support of some rows after others: scores of a chunk exist at a time."""
-    rows = min(CHUNK_VALUES // len(W_FD), -(-len(x_BD) // parts))
+    rows = min(chunks.score_rows(len(W_FD)), -(-len(x_BD) // parts))
     for x in x_BD.split(max(1, rows)):
-        with torch.no_grad():
-            pre = torch.addmm(b_F, x, W_FD.T)
-            mask = pre > floor_F
-            yield replace(Support.of_mask(mask), pre_N=pre[mask])
+        yield _chunk_above(x, W_FD, b_F, floor_F)
+
+
+@torch.no_grad()
+def _chunk_above(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, floor_F: Tensor | float) -> Support:
+    pre = torch.addmm(b_F, x_BD, W_FD.T)
+    mask = pre > floor_F
+    return replace(Support.of_mask(mask), pre_N=pre[mask])

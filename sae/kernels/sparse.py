@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sae.kernels import chunks
 from sae.kernels.codes import Support
 
-SLACK = 8  # runners-up of a low-precision product that are scored again
+SLACK = 8  # runners-up of a low-precision product that are scored again, at least
 BIAS_COLUMNS = 8  # that a product gets for the bias: two, and a width that matrix units like
 
 with warnings.catch_warnings():
@@ -36,16 +37,15 @@ def row_topk(
     candidates = k
     x, W = x_BD, W_FD
     if low:
-        candidates = min(k + SLACK, len(W_FD))
+        candidates = min(k + slack(k), len(W_FD))
         x_BD, b_F = centred(x_BD, W_FD, b_F)
         x, W = _lowered(x_BD, W_FD, b_F, dtype)
-    found = []
-    for part in x.split(max(1, chunk_values(x.device) // len(W))):
-        scores = part @ W.T if low else torch.addmm(b_F, part, W.T)
-        found.append(scores.topk(candidates, dim=1, sorted=False))
-    index_BC = torch.cat([f.indices for f in found])
+    bias_F = None if low else b_F
+    rows = chunks.score_rows(len(W), x.device)
+    found = [_best(part, W, bias_F, candidates) for part in x.split(rows)]
+    index_BC, scores_BC = map(torch.cat, zip(*found, strict=True))
     if not low:
-        return index_BC, torch.cat([f.values for f in found])
+        return index_BC, scores_BC
     support = Support.fixed(index_BC, len(W_FD))
     pre_BC = (dots or gathered_dots)(x_BD, W_FD, support).view_as(index_BC) + b_F[index_BC]
     best = pre_BC.topk(k, dim=1, sorted=False)
@@ -65,17 +65,22 @@ def centred(x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> tuple[Tensor, Tensor]:
     return x_BD - mean_D, b_F + W_FD @ mean_D
 
 
-def chunk_values(device: torch.device) -> int:
-    """Values of the dense (rows, F) scores that exist at a time.
+def slack(k: int) -> int:
+    """How many runners-up of a low-precision product are scored again.
 
-    Each chunk reads all of W, so that a wide dictionary wants many rows: on CUDA up to a sixteenth
-    of the memory, in float32. Of all of it, not of what is free: a chunk's size may decide how a
-    product is rounded, and must be the same after a resume. Within 32 bits of index.
+    Rounding makes ties. Of normal scores about k · t² / 128 share one step of bfloat16 at the
+    k-th, which lies t standard deviations out, and in any of them the k best may be hidden: at
+    k = 512 of 131,072 latents (t = 2.7) two dozen.
     """
-    if device.type != "cuda":
-        return 1 << 26
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return min(1 << 30, max(1 << 26, memory // 64))
+    return max(SLACK, k // 16)
+
+
+def _best(x_BD: Tensor, W_FD: Tensor, b_F: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """(latents, scores) of the k largest of each row, of which dense scores exist in here alone:
+    those of one chunk are gone before the next one's are made."""
+    scores_BF = x_BD @ W_FD.T if b_F is None else torch.addmm(b_F, x_BD, W_FD.T)
+    best = scores_BF.topk(k, dim=1, sorted=False)
+    return best.indices, best.values
 
 
 def _lowered(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

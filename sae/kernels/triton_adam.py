@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae.kernels import adam
 from sae.kernels.adam import AdamStep, RowGradient
-from sae.kernels.triton_launch import launch
+from sae.kernels.triton_launch import launch, warps_for
 
 FLAT = 1024  # values of a vector that a program updates
 B1, B2 = tl.constexpr(adam.BETA1), tl.constexpr(adam.BETA2)
@@ -122,7 +122,8 @@ def _tangent_squares(grad, W, rows, out, D, SOME: tl.constexpr, COLUMNS: tl.cons
     inside = d < D
     g = tl.load(grad + own * D + d, mask=inside, other=0)
     along = tl.sum(g * tl.load(W + row * D + d, mask=inside, other=0))
-    tl.store(out + own, tl.maximum(tl.sum(g * g) - along * along, 0))
+    left = tl.sum(g * g) - along * along
+    tl.store(out + own, tl.where(left < 0, 0.0, left))  # unlike a maximum, this keeps NaN
 
 
 def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: AdamStep) -> None:
@@ -135,6 +136,7 @@ def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: Adam
     half = m.dtype is torch.bfloat16
     moments = (t.view(torch.int16) if half else t for t in (m, v))
     values, rows, slept = gradient.values, gradient.rows_U, gradient.slept_U
+    columns = triton.next_power_of_2(W.shape[1])
     # A kernel that is told not to look at a tensor still wants one: W stands in.
     sleep = (W, W, W) if slept is None else adam.sleep_factors(slept, W.dtype)
     launch(
@@ -152,7 +154,8 @@ def adam_rows(W: Tensor, gradient: RowGradient, m: Tensor, v: Tensor, step: Adam
         SLEPT=slept is not None,
         UNIT=step.unit,
         HALF=half,
-        COLUMNS=triton.next_power_of_2(W.shape[1]),
+        COLUMNS=columns,
+        warps=warps_for(columns),
     )
 
 
@@ -160,6 +163,7 @@ def tangent_square(gradient: RowGradient, W_FD: Tensor) -> Tensor:
     """As `adam.tangent_square`."""
     values, rows, W = gradient.values, gradient.rows_U, W_FD.detach()
     squares_U = values.new_empty(len(values))
+    columns = triton.next_power_of_2(W.shape[1])
     launch(
         _tangent_squares,
         (len(values),),
@@ -169,6 +173,7 @@ def tangent_square(gradient: RowGradient, W_FD: Tensor) -> Tensor:
         squares_U,
         W.shape[1],
         SOME=rows is not None,
-        COLUMNS=triton.next_power_of_2(W.shape[1]),
+        COLUMNS=columns,
+        warps=warps_for(columns),
     )
     return squares_U.sum()

@@ -7,8 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+WARPS = 4  # of a program, Triton's own default
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = WARPS, **constants: Any
+) -> None:
     """Runs a kernel on the device of its first argument, a tensor.
 
     Triton itself takes the current device, which is cuda:0 however many others hold tensors.
@@ -17,7 +21,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         return
     with torch.cuda.device_of(arguments[0]):
         # Fused multiply-adds are said to be wanted: Triton's default for them is changing.
-        kernel[grid](*arguments, **constants, enable_fp_fusion=True)
+        kernel[grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
+
+
+def warps_for(columns: int) -> int:
+    """Of a program that holds whole rows, a power of two like `columns`: up to 8 values of each
+    array in a thread's registers, of very wide rows more."""
+    return min(16, max(WARPS, columns // 256))
 
 
 def accumulator(tensor: Tensor) -> tl.dtype:

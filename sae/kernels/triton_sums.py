@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.kernels import sparse
 from sae.kernels.codes import Support
-from sae.kernels.triton_launch import accumulator, launch
+from sae.kernels.triton_launch import accumulator, launch, warps_for
 
 ENTRIES = 16  # of a row or latent that are loaded at once
 COLUMNS = 128  # of D that a program works on at once
@@ -183,6 +183,7 @@ def decode_residual(
         ENTRIES=max(1, min(ENTRIES, TILE // columns)),
         COLUMNS=columns,
         SUM=accumulator(W_FD),
+        warps=warps_for(columns),
     )
     return residual_BD, dots_N, squares_B.sum().to(y_BD.dtype)
 

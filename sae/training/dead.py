@@ -42,9 +42,9 @@ class DeadLatents:
         return dead[order[:most].sort().values]
 
 
-def most_revived(d: int) -> int:
+def most_revived(coder: Coder) -> int:
     """Dead latents that AuxK takes at a time, so that copies of their rows fit beside the coder."""
-    return max(1, MOST_VALUES // d)
+    return max(1, MOST_VALUES // max(coder.d_in, coder.d_out))
 
 
 def auxk_step(

@@ -35,6 +35,6 @@ def bytes_needed(coder: Coder, settings: Settings) -> Need:
         kept += coder.W_enc_FD.numel() * FLOAT
     at_work = coder.dense_values(settings.batch) * FLOAT
     if coder.uses_auxk and settings.auxk_coefficient:  # all latents may be dead at first
-        revived = min(coder.d_sae, most_revived(coder.d_in))
-        at_work += COPIES * revived * coder.d_in * FLOAT
+        revived = min(coder.d_sae, most_revived(coder))
+        at_work += COPIES * revived * max(coder.d_in, coder.d_out) * FLOAT
     return Need(kept, at_work)

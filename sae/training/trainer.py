@@ -155,7 +155,7 @@ class CoderTrainer:
                 coder,
                 x_BD,
                 residual_BD,
-                self.dead.longest(dead, most_revived(coder.d_in)),
+                self.dead.longest(dead, most_revived(coder)),
                 self.auxk_k,
                 settings.auxk_coefficient,
                 self.kernels,

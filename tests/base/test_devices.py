@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -14,6 +17,26 @@ def test_mps_is_taken_by_name_alone(
     assert devices.default_device() == chosen
     assert devices.parse_device("mps").type == "mps"
     assert devices.default_dtype("mps") is torch.float32
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_for_cards_that_have_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older ones emulate it, slowly; it is the device in question that is asked."""
+    current = [0]
+
+    @contextmanager
+    def device(chosen: str) -> Iterator[None]:
+        current.append(torch.device(chosen).index)
+        yield
+        current.pop()
+
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or (native and current[-1] == 1)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    found = [devices.default_dtype(name) for name in ("cuda:1", "cuda:0")]
+    assert found == [torch.bfloat16 if native else torch.float32, torch.float32]
 
 
 def test_float64_never_goes_to_mps() -> None:

@@ -1,11 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.decomposition import sparse_encode
 
-import sae.coders.ista as module
 from sae.base.errors import UserError
-from sae.coders import make_coder
+from sae.coders import load_coder, make_coder, save_coder
 from sae.coders.ista import ISTA
+from sae.kernels import chunks as bounds
 from sae.kernels import get_kernels
 
 D, F, B, L1 = 16, 48, 64, 0.6
@@ -67,10 +69,29 @@ def test_step_sizes_follow_the_spectral_norm_while_training() -> None:
     assert (coder.log_gain_T != 0).all()  # the sizes are learned too
 
 
+def test_a_loaded_coder_can_be_trained_on(tmp_path: Path) -> None:
+    """Its folder holds step sizes, and not the norm that they are relative to in training."""
+    coder, x_BD = make(3)
+    coder, x_BD = coder.float(), x_BD.float()
+    with torch.no_grad():
+        coder.log_gain_T.copy_(torch.tensor([0.1, -0.2, -0.4, -0.3]))
+    save_coder(coder.folded(1.0), tmp_path)
+    loaded = load_coder(tmp_path)
+    assert isinstance(loaded, ISTA)
+    codes = loaded.training_forward(x_BD, get_kernels()).codes
+    torch.testing.assert_close(codes.dense(), coder.encode(x_BD).dense())
+    torch.testing.assert_close(loaded.step_sizes(), coder.step_sizes())
+    torch.testing.assert_close(loaded.log_gain_T, coder.log_gain_T)
+    for _ in range(3):
+        loaded.training_forward(x_BD, get_kernels())
+    exact = torch.linalg.matrix_norm(loaded.W_dec_FD, 2).square()
+    assert float(loaded.squared_norm / exact) == pytest.approx(1, abs=1e-4)
+
+
 def test_chunks_change_neither_codes_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for values in (1 << 26, 7 * F):
-        monkeypatch.setattr(module, "CHUNK_VALUES", values)
+        monkeypatch.setattr(bounds, "UNROLLED", values)
         coder, x_BD = make(3)
         forward = coder.training_forward(x_BD, get_kernels())
         assert forward.penalty is not None

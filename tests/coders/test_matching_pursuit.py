@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import sae.coders.matching_pursuit as module
 from sae.base.errors import UserError
 from sae.coders import load_coder, make_coder, save_coder
 from sae.coders.matching_pursuit import MatchingPursuit, _Pursuit
-from sae.kernels import get_kernels
+from sae.kernels import chunks, get_kernels
 
 D, WIDTH, B = 8, 20, 50
 
@@ -47,7 +46,7 @@ def by_hand(coder: MatchingPursuit, x_D: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_codes_are_those_of_the_pursuit(options: dict, chunk: int, monkeypatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(chunks, "SCORES", chunk)
     coder, x_BD = make(**options)
     with torch.no_grad():
         truth = torch.stack([by_hand(coder, x_D) for x_D in x_BD])

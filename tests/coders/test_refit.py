@@ -12,7 +12,7 @@ from sae.base.errors import UserError
 from sae.coders import TwoSites, make_coder
 from sae.coders.nonnegative import solve_nonnegative
 from sae.coders.refit import least_squares, orthogonal_matching_pursuit, pursue, refit
-from sae.kernels import Codes, Support
+from sae.kernels import Codes, Support, chunks
 
 B, D, F_, K = 40, 12, 30, 5
 
@@ -33,7 +33,7 @@ def ragged() -> Support:
 @pytest.mark.parametrize("chunk", [1 << 24, 64])
 @pytest.mark.parametrize("k", [1, K, D])
 def test_pursuit_is_scikit_learns(problem, k: int, chunk: int, monkeypatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(chunks, "SYSTEMS", chunk)
     x_BD, W_FD = problem
     truth = orthogonal_mp(W_FD.T.numpy(), x_BD.T.numpy(), n_nonzero_coefs=k).T
     found = orthogonal_matching_pursuit(x_BD, W_FD, k)
@@ -120,6 +120,38 @@ def test_a_dependent_support_is_fitted_all_the_same(problem) -> None:
     found = least_squares(x_BD, twice_FD, support).dense() @ twice_FD
     truth = least_squares(x_BD, twice_FD, once).dense() @ twice_FD
     torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize("nonnegative", [True, False])
+def test_supports_larger_than_the_space_are_taken_in_fewer_rows(
+    nonnegative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of K latents in a space of D < K, the normal equations (K, K) are the largest tensor."""
+    rows, d, k = 12, 2, 20
+    monkeypatch.setattr(chunks, "SYSTEMS", 2 * k * k)
+    seen: list[int] = []
+    name = "solve_nonnegative" if nonnegative else "solve_spd"
+    solve = getattr(module, name)
+
+    def noted(gram_BKK: torch.Tensor, target_BK: torch.Tensor) -> torch.Tensor:
+        seen.append(gram_BKK.numel())
+        return solve(gram_BKK, target_BK)
+
+    class Noted(module._Pursuit):
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            seen.append(self.gram_BKK.numel())
+
+    monkeypatch.setattr(module, name, noted)
+    monkeypatch.setattr(module, "_Pursuit", Noted)
+    torch.manual_seed(0)
+    x_BD, W_FD = torch.randn(rows, d).double(), torch.randn(k, d).double()
+    whole = Support.fixed(torch.arange(k).expand(rows, k), k)
+    least_squares(x_BD, W_FD, whole, nonnegative=nonnegative)
+    assert seen == [2 * k * k] * (rows // 2)
+    seen.clear()
+    orthogonal_matching_pursuit(x_BD, W_FD, k, nonnegative=nonnegative)
+    assert max(seen) <= 2 * k * k
 
 
 def test_the_amortisation_gap_of_a_coder() -> None:

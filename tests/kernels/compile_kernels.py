@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from sae.kernels import Support, triton_adam, triton_sums
 from sae.kernels.adam import AdamStep, RowGradient
+from sae.kernels.triton_launch import WARPS
 
 CAPABILITIES = (80, 90)  # of an A100; of an H100 or H200
 NAMES = {
@@ -26,15 +27,17 @@ NAMES = {
     torch.int32: "i32",
     torch.int16: "i16",
 }
-Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any], int]
 
 
 def make_launches() -> list[Launch]:
     """Every wrapper is called in every form; launches are noted down instead of made."""
     launches: list[Launch] = []
 
-    def launch(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
-        launches.append((kernel, arguments, constants))
+    def launch(
+        kernel: Any, grid: Any, *arguments: Any, warps: int = WARPS, **constants: Any
+    ) -> None:
+        launches.append((kernel, arguments, constants, warps))
 
     triton_sums.launch = triton_adam.launch = launch
     D, F = 768, 64
@@ -55,11 +58,14 @@ def make_launches() -> list[Launch]:
         triton_adam.adam_rows(W, gradient, m, v, step)
         triton_adam.tangent_square(gradient, W)
     triton_adam.adam_rows(b, RowGradient(b), b, b, AdamStep(1.0, 0.1, 1.0, 1e-8, False))
+    wide = torch.zeros(2, 1 << 14)
+    step = AdamStep(1.0, 0.1, 1.0, 1e-8, True)
+    triton_adam.adam_rows(wide, RowGradient(wide), wide, wide, step)
     return launches
 
 
 def compile_for(launch: Launch, capability: int) -> None:
-    kernel, arguments, constants = launch
+    kernel, arguments, constants, warps = launch
     signature = dict.fromkeys(constants, "constexpr")
     given = iter(arguments)
     for name in kernel.arg_names:
@@ -68,7 +74,8 @@ def compile_for(launch: Launch, capability: int) -> None:
     ordered = {name: signature[name] for name in kernel.arg_names}
     source = ASTSource(kernel, ordered, constants)
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True})
+    options = {"enable_fp_fusion": True, "num_warps": warps}
+    compiled = triton.compile(source, target=target, options=options)
     if not compiled.asm["cubin"]:
         raise RuntimeError(f"{kernel.__name__} came to nothing")
 

@@ -20,6 +20,20 @@ def adam_step(t: int, unit: bool = False) -> AdamStep:
     return AdamStep(0.5, 0.01 / (1 - 0.9**t), 1 / math.sqrt(1 - 0.999**t), 1e-8, unit, seed=t)
 
 
+@AT_ALL
+@pytest.mark.parametrize("rows", [None, [4, 7]], ids=["all", "some rows"])
+def test_a_norm_does_not_hide_a_nan(backend: str, device: str, rows: list[int] | None) -> None:
+    """And of rounding that takes a square below 0 nothing is left."""
+    W = _unit_rows(device)
+    own = torch.arange(50) if rows is None else torch.tensor(rows)
+    grad = W[own.to(device)].clone()  # along its row: nothing of it is tangent
+    gradient = RowGradient(grad, None if rows is None else own.to(device))
+    kernels = kernels_at(backend, device)
+    assert 0 <= kernels.tangent_square(gradient, W) < 1e-5
+    grad[1, 3] = torch.nan
+    assert math.isnan(kernels.tangent_square(gradient, W))
+
+
 def _unit_rows(device: str = "cpu") -> Tensor:
     return functional.normalize(torch.randn(50, 9), dim=1).to(device)
 

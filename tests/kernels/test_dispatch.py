@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.kernels import dispatch, get_kernels, kernels_for
+from sae.kernels import Support, dispatch, get_kernels, kernels_for
 from tests.kernels.places import CUDA, kernels_at, moved, needs_triton
 
 OWN = ("sae.kernels.triton_launch", "sae.kernels.triton_sums", "sae.kernels.triton_adam")
@@ -138,6 +138,29 @@ def test_kernels_are_launched_where_their_tensors_are(monkeypatch: Patch) -> Non
         kernels.adam_rows(weight, RowGradient(torch.ones_like(weight)), *moments, adam_step(1))
     kernels.tangent_square(RowGradient(torch.ones_like(W)), W)
     assert seen == [device] * 7
+
+
+@needs_triton
+@pytest.mark.parametrize(("d", "warps"), [(768, 4), (2048, 8), (16_384, 16)])
+def test_wide_rows_are_shared_by_more_threads(d: int, warps: int, monkeypatch: Patch) -> None:
+    """A program that holds four whole rows of 16,384 values in the registers of 128 threads
+    would keep most of them in memory instead."""
+    from sae.kernels import triton_adam, triton_sums
+    from sae.kernels.adam import RowGradient
+    from tests.kernels.test_adam import adam_step
+
+    seen = []
+
+    def launch(*_: object, warps: int = 4, **__: object) -> None:
+        seen.append(warps)
+
+    for module in (triton_adam, triton_sums):
+        monkeypatch.setattr(module, "launch", launch)
+    W = torch.zeros(3, d)
+    triton_adam.adam_rows(W, RowGradient(W), W, W, adam_step(1))
+    triton_adam.tangent_square(RowGradient(W), W)
+    triton_sums.decode_residual(torch.zeros(3), W, W[0], W, Support.fixed(torch.zeros(3, 1), 3))
+    assert seen == [warps] * 3
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])

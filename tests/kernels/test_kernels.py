@@ -134,6 +134,26 @@ def test_a_batch_that_touches_few_latents_gives_their_rows_alone(backend: str, d
         torch.testing.assert_close(ours.to_dense(), truth, rtol=1e-4, atol=1e-4)
 
 
+@AT_PLACES
+def test_the_gradient_of_b_dec_reads_touched_rows_alone(backend: str, device: str) -> None:
+    """What is in a row that no entry names would show: 0 times NaN is NaN."""
+    torch.manual_seed(8)
+    width, d = 3000, 8
+    x, W = torch.randn(6, d).to(device), torch.randn(width, d)
+    index = torch.stack([torch.randperm(width)[:70] for _ in range(6)])
+    unnamed = torch.ones(width, dtype=torch.bool)
+    unnamed[index.flatten()] = False
+    support = moved(Support.fixed(index, width), device)
+    found = []
+    for kernels, fill in ((kernels_at(backend, device), torch.nan), (REFERENCE, 0.0)):
+        weight = torch.where(unnamed[:, None], fill, W).to(device)
+        b_dec = torch.zeros(d, device=device, requires_grad=True)
+        pre = kernels.encode_at(x, b_dec, weight, torch.zeros(width, device=device), support)
+        pre.square().sum().backward()
+        found.append(b_dec.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-2)
+
+
 def test_sums_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the backend `gather`, which holds the rows of some entries at a time."""
     support, kernels = make_supports()["ragged"], get_kernels("gather")
@@ -148,7 +168,7 @@ def test_sums_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     whole = sums()
-    monkeypatch.setattr("sae.kernels.gather.CHUNK_VALUES", 5 * D)
+    monkeypatch.setattr("sae.kernels.chunks.GATHERED", 5 * D)
     for part, all_at_once in zip(sums(), whole, strict=True):
         torch.testing.assert_close(part, all_at_once)
 

@@ -1,18 +1,24 @@
 """The choice of active latents: exact, in low precision, over a batch, above a floor."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from sae.kernels import (
+    chunks,
     get_kernels,
+    select,
     select_above,
     select_batchtopk,
     select_positive,
     select_topk,
+    sparse,
 )
 from tests.kernels.places import PLACES, REFERENCE, kernels_at
 from tests.kernels.test_kernels import B, D, F, K, make_inputs
+from tests.training.test_memory import Peak
 
 AT_PLACES = pytest.mark.parametrize(("backend", "device"), PLACES)
 
@@ -67,6 +73,42 @@ def test_low_precision_candidates_give_the_same_choice(
     assert _share_agreed(index, truth.indices) >= 0.999
     exact = (x.double() @ W.double().T + b).gather(1, index.cpu())
     torch.testing.assert_close(pre.cpu().double(), exact, rtol=1e-4, atol=2e-3)
+
+
+@AT_PLACES
+def test_runners_up_grow_with_k(backend: str, device: str) -> None:
+    """Of 131,072 latents two dozen share one step of bfloat16 at the 512th: more than the eight
+    runners-up that a small k is given."""
+    assert [sparse.slack(k) for k in (1, 32, 64, 128, 512)] == [8, 8, 8, 8, 32]
+    k, width = 512, 131_072
+    generator = torch.Generator().manual_seed(0)
+    rows = 4 if (backend, device) == ("triton", "cpu") else 32
+    x = torch.randn(rows, 64, generator=generator)
+    W = 0.1 * torch.randn(width, 64, generator=generator)  # the 512th score is just above 2
+    truth = (x.double() @ W.double().T).topk(k, dim=1)
+    given = (t.to(device) for t in (x, W, torch.zeros(width)))
+    index, _ = kernels_at(backend, device).row_topk(*given, k, torch.bfloat16)
+    assert _share_agreed(index, truth.indices) >= 0.999
+
+
+@AT_PLACES
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("latent", [0, 13])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_nan_is_above_all_as_in_torch(
+    backend: str, device: str, sign: float, latent: int, dtype: torch.dtype | None
+) -> None:
+    """Whatever its sign bit, so that a latent that is spoilt shows in what comes out."""
+    x, _, W, b = (t.detach().float() for t in make_inputs())
+    b[latent] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
+    x, W, b = (t.to(device) for t in (x, W, b))
+    kernels = kernels_at(backend, device)
+    index, pre = kernels.row_topk(x, W, b, K, dtype)
+    assert ((index == latent).sum(1) == 1).all()
+    assert pre.isnan().equal(index == latent)
+    support, smallest = select_batchtopk(x, W, b, K, dtype, kernels)
+    assert (support.indices_N == latent).sum() == B
+    assert math.isnan(smallest)
 
 
 @AT_PLACES
@@ -125,10 +167,33 @@ def test_nothing_is_chosen_of_an_empty_batch(backend: str, dtype: torch.dtype | 
 def test_positive_selection_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _, W, b = (t.detach() for t in make_inputs())
     whole = select_positive(x, W, b, 0.3)
-    monkeypatch.setattr("sae.kernels.select.CHUNK_VALUES", 5 * F)
+    monkeypatch.setattr(chunks, "SCORES", 5 * F)
     parts = select_positive(x, W, b, 0.3)
     assert parts.indices_N.equal(whole.indices_N)
     assert parts.offsets_B1.equal(whole.offsets_B1)
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda x, W, b: sparse.row_topk(x, W, b, 3),
+        lambda x, W, b: select_positive(x, W, b, 2.5),
+        lambda x, W, b: select_above(x, W, b, 2.5, 0.5),
+        lambda x, W, b: select._above_cut(x, W, b, torch.arange(len(x)), 2.5),
+    ],
+    ids=["top-k", "positive", "above", "above a cut"],
+)
+def test_scores_of_two_chunks_never_exist_at_once(choose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one do, and masks over them, of a quarter of their size each."""
+    width, rows = 4096, 8
+    monkeypatch.setattr(chunks, "SCORES", rows * width)
+    generator = torch.Generator().manual_seed(0)
+    x, W = (torch.randn(n, 4, generator=generator) / 2 for n in (16 * rows, width))
+    given = x, W, torch.zeros(width)
+    with Peak(list(given)) as peak:
+        choose(*given)
+    one = 4 * rows * width
+    assert one <= peak.bytes < 1.9 * one
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])

@@ -9,10 +9,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae.coders import Coder, entries, ista, make_coder
+from sae.coders import Coder, entries, make_coder
 from sae.coders.registry import TRAINABLE
+from sae.kernels import chunks as bounds
 from sae.kernels import get_kernels
 from sae.training import Settings, bytes_needed
+from sae.training.dead import COPIES, MOST_VALUES, most_revived
 from tests.contracts.test_coders import FREE_L0, OPTIONS
 
 SLACK, SMALL = 1.1, 64  # a share, and bytes for each row and latent: what is small beside (F, D)
@@ -30,7 +32,7 @@ class Peak(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta:
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self.known:
                     self.live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
@@ -85,6 +87,47 @@ def test_a_step_takes_no_more_than_was_said(
         assert most > 0.5 * said  # nor much less: memory that is there is not refused
 
 
+def test_scores_of_the_largest_k_are_counted_by_the_chunk_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A very wide dictionary's chunk has 256 rows all the same."""
+    with torch.device("meta"):
+        wide = make_coder("topk", 8, 1 << 20)
+        assert wide.dense_values(4096) == 256 << 20
+        assert make_coder("switch", 8, 1 << 20, experts=2).dense_values(4096) == 256 << 19
+        pursuit = make_coder("matching_pursuit", 8, 1 << 20)
+        assert pursuit.dense_values(4096) == bounds.SCORES
+    rows, width = 256, 2048
+    monkeypatch.setattr(bounds, "CPU_SCORES", 0)
+    monkeypatch.setattr(bounds, "CPU_SCORE_ROWS", 64)
+    coder = made("topk", 4, width)
+    assert coder.dense_values(rows) == 64 * width
+    said = 4 * (coder.dense_values(rows) + coder.gradient_values(rows))
+    most, _ = step_bytes(coder, rows)
+    assert 0.5 * said < most <= SLACK * said + SMALL * (rows + width)
+
+
+def test_rows_of_dead_latents_are_as_wide_as_the_wider_matrix() -> None:
+    with torch.device("meta"):
+        narrow, wide = (make_coder("transcoder", 8, 1 << 24, d_out=d, k=4) for d in (4, 32))
+    assert most_revived(narrow) == MOST_VALUES // 8
+    assert most_revived(wide) == MOST_VALUES // 32
+    off = bytes_needed(wide, Settings(steps=9, auxk_coefficient=0)).at_work
+    on = bytes_needed(wide, Settings(steps=9)).at_work
+    assert on - off == 4 * COPIES * MOST_VALUES
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "transcoder"])
+def test_the_form_for_inference_takes_no_memory_of_its_own(architecture: str) -> None:
+    """Matrices are the trained coder's; none is made only to be thrown away."""
+    coder = made(architecture, 16, 2048)
+    with Peak([*coder.parameters(), *coder.buffers()]) as peak:
+        form = coder.for_inference()
+    assert peak.bytes < coder.W_enc_FD.nbytes
+    assert form.W_dec_FD.data_ptr() == coder.W_dec_FD.data_ptr()
+    assert not any(t.is_meta for t in [*form.parameters(), *form.buffers()])
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_ista_holds_the_steps_of_one_chunk(
@@ -93,7 +136,7 @@ def test_ista_holds_the_steps_of_one_chunk(
     rows, width = 128, 1024
     coder = made("ista", 4, width, steps=steps, l1=5.0)  # few latents, so that codes are small
     whole = coder.dense_values(rows)
-    monkeypatch.setattr(ista, "CHUNK_VALUES", whole // chunks)
+    monkeypatch.setattr(bounds, "UNROLLED", whole // chunks)
     assert coder.dense_values(rows) == pytest.approx(whole / chunks, rel=0.02)
     most, saved = step_bytes(coder, rows)
     said = 4 * (coder.dense_values(rows) + coder.gradient_values(rows))
