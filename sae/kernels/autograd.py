@@ -44,10 +44,11 @@ class EncodeAt(torch.autograd.Function):
         grad_W = rows_gradient(grad_N, centred_BD, support, kernels) if wants_W else None
         grad_b = grad_b_dec = None
         if wants_b or wants_b_dec:
-            grad_b = kernels.latent_totals(grad_N, support)
-        if wants_b_dec:
-            # −Σ_b ∂/∂x_b needs no row of its own: the per-latent sums are already there.
-            grad_b_dec = -touched_product(grad_b, W_FD, support, kernels)
+            totals_F = kernels.latent_totals(grad_N, support)
+            grad_b = totals_F if wants_b else None
+            if wants_b_dec:
+                # −Σ_b ∂/∂x_b needs no row of its own: the per-latent sums are already there.
+                grad_b_dec = -touched_product(totals_F, W_FD, support, kernels)
         return grad_x, grad_b_dec, grad_W, grad_b, None, None, None
 
 

@@ -17,8 +17,8 @@ from sae.base.devices import in_float64
 from sae.base.errors import UserError
 from sae.coders import Coder, Codes
 from sae.coders.nonnegative import solve_spd
-from sae.coders.refit import CHUNK_VALUES, orthogonal_matching_pursuit
-from sae.kernels import kernels_for
+from sae.coders.refit import orthogonal_matching_pursuit
+from sae.kernels import chunks, kernels_for
 from sae.metrics.controls.base import Tell, TrainData
 from sae.metrics.controls.dictionaries import Basis
 
@@ -42,7 +42,7 @@ class Oblique(Basis):
         write_FD = in_float64(self.W_dec_FD)
         gram_FF = write_FD @ write_FD.T
         wanted_BK = in_float64(target_BF.gather(1, chosen_BK))
-        size, acts = max(1, CHUNK_VALUES // self.k**2), []
+        size, acts = max(1, chunks.SYSTEMS // self.k**2), []
         parts = (t.to(gram_FF.device).split(size) for t in (chosen_BK, wanted_BK))
         for few_BK, some_BK in zip(*parts, strict=True):
             gram_BKK = gram_FF[few_BK[:, :, None], few_BK[:, None, :]]
