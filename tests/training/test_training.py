@@ -14,10 +14,12 @@ from sae.training import CoderTrainer, Settings, train
 from sae.training.checkpoint import checkpoints
 from sae.training.dead import DeadLatents, auxk_step
 from tests.contracts.test_coders import OPTIONS
+from tests.kernels.places import needs_triton
 
 SITE = "blocks.0.hook_resid_post"
 TARGET = "blocks.1.hook_mlp_out"
 STEPS, BATCH = 40, 64
+BACKENDS = ["reference", "sparse", "cpu", pytest.param("triton", marks=needs_triton)]
 
 
 class Killed(Exception):  # noqa: N818
@@ -169,7 +171,7 @@ def auxk_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("auxk_form")
-@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) -> None:
     _, gradients = _auxk_parts(backend)
     living = torch.ones(32, dtype=torch.bool)
@@ -181,7 +183,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents_alone(backend: str) ->
 
 
 @pytest.mark.usefixtures("auxk_form")
-@pytest.mark.parametrize("backend", ["reference", "sparse", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_auxk_agrees_with_its_formula(backend: str) -> None:
     """Dense, by hand: only dead latents ranked, no bias in the estimate, residual constant."""
     torch.manual_seed(0)
