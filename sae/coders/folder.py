@@ -6,7 +6,7 @@ SAELens 6 loads these folders as they are. Extra keys of `metadata` survive ther
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ def _coder_of(config: dict[str, Any], folder: Path) -> Coder:
     kind = ARCHITECTURES[architecture]
     _refuse_what_changes_meaning(config, folder, kind)
     d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
-    options = {k: config[k] for k in kind.hyperparameters if k in config}
+    options = _options(config, kind)
     tensors = read_safetensors(folder / WEIGHTS)
     _require_sizes(tensors, d_in, d_sae, folder)
     coder = make_coder(architecture, d_in, d_sae, **options)
@@ -87,6 +87,19 @@ def _coder_of(config: dict[str, Any], folder: Path) -> Coder:
     coder.load_saved(_norms_folded(tensors, config))
     coder.metadata = dict(config.get("metadata") or {})
     return coder
+
+
+def _options(config: dict[str, Any], kind: type[Coder]) -> dict[str, Any]:
+    """The hyperparameters in `cfg.json`, each of a type that the architecture's code can compute
+    with: to Python, true is a number as well."""
+    hints = get_type_hints(kind.__init__)
+    options = {name: config[name] for name in kind.hyperparameters if name in config}
+    for name, value in options.items():
+        wanted = set(get_args(hints[name]) or (hints[name],))
+        if type(value) not in (wanted | {int} if float in wanted else wanted):
+            names = " or ".join(sorted(one.__name__ for one in wanted))
+            raise ValueError(f"its `{name}` is {value!r}; expected {names}")
+    return options
 
 
 def _require_sizes(tensors: dict[str, Tensor], d_in: int, d_sae: int, folder: Path) -> None:

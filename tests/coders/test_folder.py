@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
+from sae.base.files import read_json, write_json
 from sae.coders import load_coder, make_coder, save_coder
 from sae.coders.contract import Coder
 
@@ -37,3 +38,14 @@ def test_a_kill_while_a_coder_replaces_another_leaves_no_mixture(
     else:
         with pytest.raises(UserError, match="There is no coder"):
             load_coder(tmp_path)
+
+
+@pytest.mark.parametrize("k", [True, 2.0, "2", None])
+def test_a_hyperparameter_of_another_type_is_refused(tmp_path: Path, k: object) -> None:
+    """`true` counts as 1 in Python, and as nothing in a compiled loop."""
+    save_coder(make_coder("topk", 4, 8, k=2), tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
+    config = read_json(tmp_path / "cfg.json")
+    write_json(tmp_path / "cfg.json", config | {"k": k})
+    with pytest.raises(UserError, match=r"`k` is .*; expected int"):
+        load_coder(tmp_path)
