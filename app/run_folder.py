@@ -1,12 +1,12 @@
 """The run folder that the browser was started on: what is in it, and what makes what is not."""
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae.base.commands import command
 from sae.base.errors import UserError, nearest
 from sae.base.files import read_json_object, sha256_file
 from sae.base.results import read_evaluation
@@ -67,7 +67,7 @@ class Run:
 
     def command(self, stage: str) -> str:
         """The command that makes what `stage` makes."""
-        return shlex.join(["sae", stage, str(self.folder)])
+        return command(stage, self.folder)
 
 
 def _folders_with(parent: Path, file: str) -> list[str]:

@@ -23,6 +23,7 @@ from pipelines.locks import at_work
 from pipelines.mechanism_tables import TABLES
 from pipelines.progress import steps_progress
 from pipelines.results import mechanism_of
+from sae.base.commands import command
 from sae.base.errors import UserError
 from sae.base.files import write_json
 from sae.base.sums import seal
@@ -118,7 +119,7 @@ def labels(of: Subject, run: Path, directions: int, seed: int) -> dict[str, Any]
     if (index.meta["coder_hash"], index.meta.get("corpus_hash")) != made_of:
         raise UserError(
             f"{index.folder} is the index of another coder or text than {run} holds; make it again "
-            f"with `sae index {run}`."
+            f"with `{command('index', run)}`."
         )
     reads_where_it_writes = coder.target_site == coder.site
     rows_FD = coder.W_dec_FD if reads_where_it_writes else coder.W_enc_FD

@@ -10,6 +10,7 @@ from rich.text import Text
 from pipelines.config import RunConfig
 from pipelines.manifest import Manifest
 from pipelines.progress import console, human_count
+from sae.base.commands import command
 from sae.base.errors import UserError, one_line
 from sae.base.files import human_bytes, read_json, read_json_object
 from sae.base.foreign import reading
@@ -46,8 +47,8 @@ def print_summary(config: RunConfig) -> None:
         with reading(comparison, "run `sae evaluate` again"):
             _print_comparison(read_json(comparison))
     for label, path in _products(config):
-        console.print(f"{label:<10} {path}")
-    console.print(f"next       [bold]sae browse {config.folder}[/]")
+        console.print(f"{label:<10} {path}", markup=False)
+    console.print(Text.assemble("next       ", (command("browse", config.folder), "bold")))
 
 
 def _print_evaluations(config: RunConfig, found: Mapping[str, dict[str, Any]]) -> None:

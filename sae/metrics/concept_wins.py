@@ -9,6 +9,7 @@ from typing import Any
 
 from sae.metrics.bootstrap import Entry
 from sae.metrics.paired import PairedEntry
+from sae.metrics.wins import verdict
 
 Report = Mapping[str, Any]
 OWN_DIMENSIONS = "dimensions"  # of the activation: the control inside every sparse probe
@@ -60,10 +61,8 @@ def verdicts(own: Entry, others: Mapping[str, Entry | None]) -> dict[str, Any]:
         if low is None or high is None:
             found["by_value"].append(name)
             low = high = own["value"] - other["value"]
-        if high <= 0:
-            found["won_by"].append(name)
-        elif low <= 0:
-            found["undecided"].append(name)
+        if said := verdict(low, high):
+            found[said].append(name)
         found["lift"][name] = lift
     return found
 

@@ -11,6 +11,7 @@ from sae.metrics.bootstrap import MIN_UNITS, Entry, entries
 from sae.metrics.controls import RANDOM_MODEL
 from sae.metrics.registry import REGISTRY, Group, Metric, metrics_of
 from sae.metrics.sums import Sums
+from sae.metrics.wins import verdict
 
 Scores = Mapping[str, Entry]
 UNCOMPARED = ("ce_clean", "ce_spliced")  # the model's own loss; what `delta_ce` compares
@@ -124,10 +125,8 @@ def _verdicts(
         else:
             verdicts["by_value"].append(control)
             low = high = _sign(name) * (value - other)
-        if high <= 0:
-            verdicts["won_by"].append(control)
-        elif low <= 0:
-            verdicts["undecided"].append(control)
+        if said := verdict(low, high):
+            verdicts[said].append(control)
     return verdicts
 
 

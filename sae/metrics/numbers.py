@@ -38,10 +38,7 @@ class Shared:
     def units(self) -> dict[str, int]:
         """What the lifts resample, by group of metrics: documents or sequences that have tokens."""
         groups = {"reconstruction": self.activations.data, "fidelity": self.losses[CODER]}
-        return {
-            group: int((sums.arrays()["count"] > 0).sum()) if "count" in sums.table else 0
-            for group, sums in groups.items()
-        }
+        return {group: sums.filled for group, sums in groups.items()}
 
     def own(self, seed: int) -> dict[str, Entry]:
         """The coder's own numbers on these tokens."""

@@ -1,7 +1,7 @@
 """What it means that a control is at least as good as the coder: a sentence for each of them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sae.base.results import won_by
 
@@ -31,6 +31,15 @@ MEANINGS = {
     "linear_map_full": "a linear map does as well, of as many numbers per token as the site has "
     "dimensions, so what these numbers say of the step between the sites is linear",
 }
+
+
+def verdict(low: float, high: float) -> Literal["won_by", "undecided"] | None:
+    """What the interval of the coder's lift over a control says of it: that it is at least as good
+    (all of the interval is at 0 or below), that there is no telling, or None, that it is worse.
+    """
+    if high <= 0:
+        return "won_by"
+    return "undecided" if low <= 0 else None
 
 
 def wins(ladder: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
